@@ -1,0 +1,152 @@
+"""A dataset that does its deterministic transforms once and reads their results from memory maps."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import monai
+import numpy as np
+import torch
+from monai.data import MetaTensor, PersistentDataset
+from monai.transforms import Transform
+from tqdm import tqdm
+
+from .datalists import DataError
+
+logger = logging.getLogger(__name__)
+
+
+def describe(value: Any) -> Any:
+    """What a transform is, as plain data: its class and settings without its random state; for the cache's key."""
+    if isinstance(value, (str, int, float, bool, type(None))):
+        return value
+    if isinstance(value, Mapping):
+        return {str(key): describe(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple, set)):
+        return [describe(item) for item in value]
+    if isinstance(value, (np.ndarray, torch.Tensor)):
+        return np.asarray(value).tolist()
+    if isinstance(value, np.random.RandomState):
+        return None
+    if isinstance(value, Transform):
+        return [type(value).__qualname__, describe(vars(value))]
+    # a class, function, enumeration or reader: its name, not its address in memory
+    return getattr(value, "__qualname__", None) or f"{type(value).__qualname__}.{getattr(value, 'name', '')}"
+
+
+class MemoryMappedDataset(PersistentDataset):
+    """MONAI's `PersistentDataset`, stored as .npy files that are memory-mapped.
+
+    The transforms up to the first random one run once an item; a training step then reads from disk only the crop that
+    it cuts, never a whole volume. Every item is prepared when the dataset is made, with a progress bar, so that a
+    damaged file is found before training starts, all of them in one message. An item's folder is complete or absent
+    (written under another name, then renamed), and it is used only while the source files, the transforms and MONAI are
+    those that made it.
+
+    Args:
+        data: items, such as those of `read_datalist`.
+        transform: transforms, the deterministic ones first. They decide the dtype on disk (`CastToTyped`).
+        cache_dir: folder for the arrays.
+        progress: show a progress bar.
+
+    Items are dictionaries; their tensors come back as `MetaTensor` (with affine) on a copy-on-write memory map.
+
+    Raises:
+        DataError: one line for each item whose deterministic transforms failed.
+    """
+
+    def __init__(
+        self,
+        data: Sequence[Mapping[str, Any]],
+        transform: Sequence[Callable] | Callable,
+        cache_dir: str | Path,
+        progress: bool = True,
+    ) -> None:
+        super().__init__(data=data, transform=transform, cache_dir=None)
+        self.folder = Path(cache_dir)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        fixed = [t for t in self.transform.transforms[: self.transform.get_index_of_first(_is_random)]]
+        self._transform_key = json.dumps([describe(fixed), monai.__version__], sort_keys=True)
+        self.prepare(progress)
+
+    def prepare(self, progress: bool = True) -> None:
+        """Build what the cache lacks."""
+        absent = [item for item in self.data if not self.item_folder(item).is_dir()]
+        faults = []
+        for item in tqdm(absent, desc="preparing scans", disable=not progress or not absent, mininterval=1):
+            try:
+                self._build(item)
+            except Exception as error:  # every fault of a file is reported, none of them hides another
+                faults.append(_sentence(item, error))
+        if faults:
+            raise DataError("\n".join(faults))
+
+    def item_folder(self, item: Mapping[str, Any]) -> Path:
+        """Where the arrays of an item are, or will be."""
+        sources = []
+        for value in item.values():
+            if isinstance(value, str) and os.path.isfile(value):
+                stat = os.stat(value)
+                sources.append([os.path.abspath(value), stat.st_size, stat.st_mtime_ns])
+        key = json.dumps([describe(item), sources], sort_keys=True) + self._transform_key
+        return self.folder / hashlib.sha256(key.encode()).hexdigest()[:32]
+
+    def _build(self, item: Mapping[str, Any]) -> None:
+        result = self._pre_transform(deepcopy(dict(item)))
+        folder = self.item_folder(item)
+        partial = Path(tempfile.mkdtemp(prefix="partial_", dir=self.folder))
+        try:
+            record: dict[str, Any] = {"values": {}, "affine": {}}
+            for key, value in result.items():
+                if isinstance(value, (torch.Tensor, np.ndarray)):
+                    np.save(partial / f"{key}.npy", np.asarray(value))
+                    if isinstance(value, MetaTensor):
+                        record["affine"][key] = np.asarray(value.affine, dtype=float).tolist()
+                elif not key.endswith("_meta_dict"):
+                    record["values"][key] = value
+            (partial / "item.json").write_text(json.dumps(record))
+            partial.chmod(0o755)
+            try:
+                partial.replace(folder)
+            except OSError:
+                if not folder.is_dir():  # otherwise another process was first, with the same content
+                    raise
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+
+    def _cachecheck(self, item_transformed: Mapping[str, Any]) -> dict[str, Any]:
+        folder = self.item_folder(item_transformed)
+        if not folder.is_dir():
+            self._build(item_transformed)
+        record = json.loads((folder / "item.json").read_text())
+        item = dict(record["values"])
+        for path in sorted(folder.glob("*.npy")):
+            # copy-on-write: torch wants writable memory, the file must stay as it is
+            tensor = torch.from_numpy(np.load(path, mmap_mode="c"))
+            affine = record["affine"].get(path.stem)
+            item[path.stem] = tensor if affine is None else MetaTensor(tensor, affine=torch.tensor(affine).double())
+        return item
+
+
+def _is_random(transform: Any) -> bool:
+    return isinstance(transform, monai.transforms.RandomizableTrait) or not isinstance(transform, Transform)
+
+
+def _sentence(item: Mapping[str, Any], error: Exception) -> str:
+    """The innermost cause of a failed transform, with the item's file in front where it is not named yet."""
+    while error.__cause__ is not None:
+        error = error.__cause__  # type: ignore[assignment]
+    text = " ".join(str(error).split()) or type(error).__name__
+    file = str(item.get("image", item))
+    if os.path.basename(file) in text:
+        return text
+    return f"{file}: could not be prepared ({type(error).__name__}: {text[:300]}); check or remove the file"

@@ -1,0 +1,351 @@
+"""Lists of scans: read from folders, with every fault of the files found before anything expensive starts."""
+
+from __future__ import annotations
+
+import ast
+import itertools
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+
+SUFFIXES = (".nii.gz", ".nii")
+AFFINE_TOLERANCE_MM = 1e-3
+LABELS_FORM = '"labels": {"0": "background", "1": "Liver", ...}'
+TRAINING_FORM = '"training": [{"image": "./imagesTr/a.nii.gz", "label": "./labelsTr/a.nii.gz"}, ...]'
+
+Folders = str | os.PathLike | Sequence[str | os.PathLike]
+
+
+class DataError(ValueError):
+    """Faults of the user's data, one line a faulty file: what was expected, what came, what to do."""
+
+
+def read_datalist(
+    dataset_dir: Folders, class_names: Sequence[str] | None = None, labelled: bool = True
+) -> list[dict[str, Any]]:
+    """The scans of one or several folders, checked.
+
+    A folder has a `dataset.json` as in the Medical Segmentation Decathlon (its "training" list is read), or it is
+    plain: the NIfTI files in its `imagesTr` (with `labelsTr`), else those directly inside it. Only headers are read:
+    damaged voxels are found when a scan is loaded. Hidden files, such as the `._*` of macOS, are ignored.
+
+    Args:
+        dataset_dir: a folder, or several: a list, or a string with commas or a list literal, as a command line gives
+            it. A folder named twice is read once.
+        class_names: the classes that label values 1, 2, ... must stand for. None takes them from `dataset.json`, which
+            must then be the same in all folders. Not used where `labelled` is false.
+        labelled: whether every scan must have a label. If false, labels are neither read nor checked.
+
+    Returns:
+        Items, folder by folder: `image` (path), `case` (file name without .nii or .nii.gz), `folder` (as given), `scan`
+        (index in the list) and, where labelled, `label` (path) and `annotated_labels` (label values drawn in that scan;
+        all where `dataset.json` does not say). `case` is the identity of the patient: scans with the same name in two
+        folders, such as CT and MRI, are one patient, and land on the same side of every split.
+
+    Raises:
+        DataError: one line for each fault: a folder without scans, a bad `dataset.json`, other classes than
+            `class_names`, missing or unreadable files, scans that are not 3D (a fourth axis of 1 is fine), an image and
+            a label of different shape or more than 0.001 mm apart, two scans of one name in a folder, a label whose
+            image is not listed.
+    """
+    faults: list[str] = []
+    items: list[dict[str, Any]] = []
+    names = None if class_names is None else [str(name) for name in class_names]
+    for folder in _folders(dataset_dir):
+        try:
+            listed = _listed_scans(folder, labelled)
+            if labelled:
+                names = _checked_names(folder, names)
+        except DataError as error:
+            faults.append(str(error))
+            continue
+        count = len(names or [])
+        found = [_item(folder, entry, count, labelled, faults) for entry in listed]
+        complete = [item for item in found if item is not None]
+        faults += _name_clashes(complete)
+        if labelled:
+            faults += _lonely_labels(folder, listed)
+        items += complete
+    for item in items:
+        faults += _header_faults(item["image"], item.get("label"))
+    if faults:
+        raise DataError("\n".join(faults))
+    return [item | {"scan": index} for index, item in enumerate(items)]
+
+
+def list_scans(path: str | os.PathLike) -> list[dict[str, str]]:
+    """The scans to run inference on, checked like those of `read_datalist`.
+
+    Args:
+        path: one NIfTI file, or a folder: the "training" and "test" images of its `dataset.json`, else the NIfTI files
+            directly inside, else those of `imagesTr` and `imagesTs`.
+
+    Returns:
+        Items with `image` (path) and `case` (file name without .nii or .nii.gz).
+
+    Raises:
+        DataError: one line for each fault, also where two files would give the same case name.
+    """
+    source = Path(path).expanduser()
+    if source.is_dir():
+        images = _scans_in(source)
+    elif source.exists():
+        images = [str(source)]
+    else:
+        raise DataError(f"{source}: no such file or folder; check the path")
+    items = [{"image": image, "case": case_name(image)} for image in images]
+    faults = _name_clashes(items)
+    for item in items:
+        faults += _header_faults(item["image"])
+    if faults:
+        raise DataError("\n".join(faults))
+    return items
+
+
+def class_names_of(dataset_dir: str | os.PathLike) -> list[str]:
+    """The classes in `dataset.json` of a folder, in the order of their label values, without the background.
+
+    Raises:
+        DataError: no readable `dataset.json`, no "labels" in it, values other than 1, 2, ... C, or a name given twice.
+    """
+    file = Path(dataset_dir).expanduser() / "dataset.json"
+    if not file.is_file():
+        raise DataError(
+            f"{file}: no such file, and it is needed for the names of the classes; write it with {LABELS_FORM}"
+        )
+    labels = _read_json(file).get("labels")
+    if not isinstance(labels, Mapping):
+        raise DataError(f'{file}: the key "labels" is missing or not an object; add {LABELS_FORM}')
+    try:
+        names = {int(value): name for value, name in labels.items()}
+    except ValueError:
+        raise DataError(
+            f"{file}: keys of labels must be whole numbers but are {list(labels)}; write {LABELS_FORM}"
+        ) from None
+    names.pop(0, None)
+    if not names or sorted(names) != list(range(1, len(names) + 1)):
+        raise DataError(
+            f"{file}: label values must be 1, 2, ... without a gap but are {sorted(names)}; renumber the labels"
+        )
+    ordered = [str(names[value]) for value in sorted(names)]
+    if len(set(ordered)) < len(ordered):
+        raise DataError(f"{file}: every class needs a name of its own but the labels are {ordered}; rename them")
+    return ordered
+
+
+def case_name(path: str | os.PathLike) -> str:
+    """File name without .nii or .nii.gz."""
+    name = os.path.basename(path)
+    return next((name[: -len(suffix)] for suffix in SUFFIXES if name.lower().endswith(suffix)), name)
+
+
+def _folders(dataset_dir: Any) -> list[Path]:
+    """One or several folders from what a configuration or a command line gives."""
+    if isinstance(dataset_dir, str) and not os.path.exists(dataset_dir):
+        text = dataset_dir.strip()
+        bracketed = text[:1] in ("[", "(")
+        try:
+            dataset_dir = ast.literal_eval(text) if bracketed else text.split(",")
+        except (SyntaxError, ValueError):  # a list of paths without quotes
+            dataset_dir = text.strip("[]()").split(",")
+        dataset_dir = [str(part).strip().strip("'\"") for part in dataset_dir if str(part).strip()]
+    if isinstance(dataset_dir, (str, os.PathLike)):
+        dataset_dir = [dataset_dir]
+    if not isinstance(dataset_dir, (list, tuple)) or not dataset_dir:
+        raise DataError(f"dataset_dir must be a folder or a list of folders but is {dataset_dir!r}; name a folder")
+    # a dictionary keeps the order and drops what is named twice
+    return list({os.path.realpath(Path(str(f)).expanduser()): Path(str(f)).expanduser() for f in dataset_dir}.values())
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"{file}: not valid JSON ({error}); correct it or remove it to read the folder as it is"
+        ) from None
+    if not isinstance(content, dict):
+        raise DataError(
+            f"{file}: must hold a JSON object but holds a {type(content).__name__}; write {{{TRAINING_FORM}}}"
+        )
+    return content
+
+
+def _entries(file: Path, content: Mapping[str, Any], key: str) -> list[Any]:
+    entries = content[key]
+    if not isinstance(entries, list):
+        raise DataError(f'{file}: "{key}" must be a list but is a {type(entries).__name__}; write {TRAINING_FORM}')
+    return entries
+
+
+def _nifti_files(folder: Path) -> list[str]:
+    if not folder.is_dir():
+        return []
+    files = (entry for entry in folder.iterdir() if entry.is_file() and not entry.name.startswith("."))
+    return sorted(str(file) for file in files if file.name.lower().endswith(SUFFIXES))
+
+
+def _listed_scans(folder: Path, labelled: bool) -> list[Any]:
+    """The training entries of a folder, in the form of `dataset.json`; paths may be relative to the folder."""
+    if not folder.is_dir():
+        raise DataError(f"{folder}: no such folder; check dataset_dir")
+    file = folder / "dataset.json"
+    if file.is_file():
+        content = _read_json(file)
+        if "training" not in content:
+            raise DataError(f'{file}: the key "training" is missing; add {TRAINING_FORM}')
+        entries = _entries(file, content, "training")
+        if not entries:
+            raise DataError(f'{file}: no scan found, the list "training" is empty; add {TRAINING_FORM}')
+        return entries
+    images = _nifti_files(folder / "imagesTr") or _nifti_files(folder)
+    if not images:
+        raise DataError(
+            f"{folder}: no scan found; looked for dataset.json, imagesTr/*.nii.gz, imagesTr/*.nii, *.nii.gz and *.nii"
+        )
+    if not labelled:
+        return images
+    labels = {case_name(label): label for label in _nifti_files(folder / "labelsTr")}
+    expected = folder / "labelsTr"
+    return [{"image": i, "label": labels.get(case_name(i), str(expected / os.path.basename(i)))} for i in images]
+
+
+def _scans_in(folder: Path) -> list[str]:
+    """Images of a folder to run inference on."""
+    file = folder / "dataset.json"
+    if file.is_file():
+        content = _read_json(file)
+        if "training" not in content and "test" not in content:
+            raise DataError(f'{file}: the keys "training" and "test" are missing; add {TRAINING_FORM}')
+        entries = [entry for key in ("training", "test") if key in content for entry in _entries(file, content, key)]
+        images, faults = [], []
+        for entry in entries:
+            image = entry.get("image") if isinstance(entry, Mapping) else entry
+            if isinstance(image, str):
+                images.append(os.path.normpath(folder / image))
+            else:
+                faults.append(f"{file}: the entry {entry!r} names no image file; write {TRAINING_FORM}")
+        if faults:
+            raise DataError("\n".join(faults))
+    else:
+        images = _nifti_files(folder) or _nifti_files(folder / "imagesTr") + _nifti_files(folder / "imagesTs")
+    if not images:
+        raise DataError(
+            f"{folder}: no scan found; looked for dataset.json, *.nii.gz and *.nii, also in imagesTr and imagesTs"
+        )
+    return images
+
+
+def _checked_names(folder: Path, expected: list[str] | None) -> list[str]:
+    """The classes of a folder; they must be the expected ones, where there are any."""
+    if not (folder / "dataset.json").is_file():
+        if expected is None:
+            raise DataError(f"{folder}: the names of the classes are unknown; add a dataset.json with {LABELS_FORM}")
+        return expected
+    names = class_names_of(folder)
+    if expected is not None and names != expected:
+        raise DataError(
+            f"{folder / 'dataset.json'}: label values 1, 2, ... must be {expected} but are {names}; "
+            "rename or renumber the labels"
+        )
+    return names
+
+
+def _item(folder: Path, entry: Any, num_classes: int, labelled: bool, faults: list[str]) -> dict[str, Any] | None:
+    """An entry of `dataset.json` as an item, or None with its fault appended to `faults`."""
+    image = entry.get("image") if isinstance(entry, Mapping) else entry
+    if not isinstance(image, str):
+        faults.append(f"{folder / 'dataset.json'}: the entry {entry!r} names no image file; write {TRAINING_FORM}")
+        return None
+    image = os.path.normpath(folder / image)
+    item: dict[str, Any] = {"image": image, "case": case_name(image), "folder": str(folder)}
+    if not labelled:
+        return item
+    label = entry.get("label") if isinstance(entry, Mapping) else None
+    if not isinstance(label, str):
+        faults.append(
+            f'{image}: a label was expected but dataset.json names none; add "label" to its entry or remove it'
+        )
+        return None
+    item["label"] = os.path.normpath(folder / label)
+    classes = list(range(1, num_classes + 1))
+    annotated = entry.get("annotated_labels", classes)
+    # True is an int to Python and would pass for class 1
+    if not isinstance(annotated, list) or any(type(a) is not int or a not in classes for a in annotated):
+        faults.append(
+            f"{image}: annotated_labels must be a list of values from 1 to {num_classes} but is {annotated!r}"
+        )
+        return None
+    item["annotated_labels"] = sorted(set(annotated))
+    return item
+
+
+def _name_clashes(items: Iterable[Mapping[str, Any]]) -> list[str]:
+    first: dict[str, str] = {}
+    faults = []
+    for item in items:
+        other = first.setdefault(item["case"], item["image"])
+        if other is not item["image"]:
+            faults.append(f"{item['image']}: has the same case name as {other}; rename or remove one of the two")
+    return faults
+
+
+def _lonely_labels(folder: Path, entries: Iterable[Any]) -> list[str]:
+    """Labels in `labelsTr` that belong to no entry, neither by path nor by name."""
+    values = (entry.values() if isinstance(entry, Mapping) else [entry] for entry in entries)
+    named = [value for value in itertools.chain.from_iterable(values) if isinstance(value, str)]
+    paths, cases = {os.path.realpath(folder / value) for value in named}, {case_name(value) for value in named}
+    labels = _nifti_files(folder / "labelsTr")
+    lonely = [label for label in labels if os.path.realpath(label) not in paths and case_name(label) not in cases]
+    return [f"{label}: label without an image in the list; add its image or remove the label" for label in lonely]
+
+
+def _header_faults(image: str, label: str | None = None) -> list[str]:
+    """What is wrong with the headers of an image and, where given, its label."""
+    faults: list[str] = []
+    grids = [_grid(path, faults) for path in (image, label) if path is not None]
+    if faults or label is None:
+        return faults
+    (shape, affine), (label_shape, label_affine) = grids  # type: ignore[misc]
+    if shape != label_shape:
+        return [f"{image}: image is {shape} but label is {label_shape}; resample one to the other"]
+    corners = np.array([(*c, 1) for c in itertools.product(*((0, size - 1) for size in shape))])
+    distance = np.linalg.norm(corners @ (affine - label_affine).T, axis=1).max()
+    if distance > AFFINE_TOLERANCE_MM:
+        return [
+            f"{image}: image and label lie apart by up to {distance:.3g} mm according to their affines; "
+            "resample one to the other or correct the affine"
+        ]
+    return []
+
+
+def _grid(path: str, faults: list[str]) -> tuple[tuple[int, ...], np.ndarray] | None:
+    """Shape (H, W, D) and affine (4, 4), mm, from the header of a file, or None with its fault appended to `faults`."""
+    if not os.path.isfile(path):
+        faults.append(f"{path}: is listed but there is no such file; add it or remove it from the list")
+        return None
+    try:
+        scan = nib.load(path)
+        shape, affine, dtype = tuple(int(n) for n in scan.shape), scan.affine, scan.get_data_dtype()
+    except Exception as error:  # nibabel, gzip and zlib raise many kinds
+        reason = " ".join(str(error).replace(path, "the file").split())
+        faults.append(f"{path}: no readable NIfTI header ({reason[:200]}); export the scan again or remove the file")
+        return None
+    # (H, W, D, 1) is read as one channel by MONAI, so it is as good as (H, W, D)
+    spatial = shape[:3] if len(shape) == 4 and shape[3] == 1 else shape
+    if len(spatial) != 3 or 0 in spatial:
+        faults.append(f"{path}: a 3D scan was expected but its shape is {shape}; store one 3D volume a file")
+    elif affine is None or not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-6:
+        faults.append(
+            f"{path}: the affine is singular or not finite, so positions in mm are unknown; correct the header"
+        )
+    elif dtype.kind not in "iuf":
+        faults.append(f"{path}: whole or floating-point numbers were expected but voxels are {dtype}; convert the scan")
+    else:
+        return spatial, np.asarray(affine, dtype=float)
+    return None

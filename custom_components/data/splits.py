@@ -1,0 +1,124 @@
+"""Splits that depend on nothing but the names of the cases: stable, nested, and the same on every machine."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from .datalists import DataError
+
+PARTS = ("train", "validation", "test", "pretrain", "all")
+
+
+def split_datalist(
+    datalist: Sequence[Mapping[str, Any]],
+    part: str,
+    split_seed: int = 0,
+    test_fraction: float = 0.2,
+    validation_fraction: float = 0.1,
+) -> list[dict[str, Any]]:
+    """The items of one part of a split, in the order of `datalist`.
+
+    The distinct cases of each folder are ranked by a hash of seed and case name: the first fifth is the test part, the
+    next tenth the validation part, the rest the training part. A patient (`case`) stays whole: where it is a test case
+    in one folder it is one in all, and likewise for validation. So the test part of one folder alone has no patient in
+    common with the training or pre-training part of that folder together with any others. A scan that is added moves
+    few others.
+
+    Args:
+        datalist: items with `case` and, where they come from several folders, `folder`.
+        part: "train", "validation", "test", "pretrain" (train and validation), or "all".
+        split_seed: another seed, another split.
+        test_fraction: held out of the n cases of each folder: `round(n * test_fraction)`; at least 1 of 3 or more
+            cases, none of fewer. 0 holds out nothing.
+        validation_fraction: likewise, of the same n.
+
+    Raises:
+        ValueError: unknown part, or fractions that are negative or leave nothing for training.
+        DataError: no scan left in the part "train", "pretrain" or "test". An empty validation part is returned.
+    """
+    if part not in PARTS:
+        raise ValueError(f"part must be one of {', '.join(PARTS)} but is {part!r}")
+    if min(test_fraction, validation_fraction) < 0 or test_fraction + validation_fraction >= 1:
+        raise ValueError(
+            f"fractions must be at least 0 and sum to less than 1 but are {test_fraction} and {validation_fraction}"
+        )
+    test: set[str] = set()
+    validation: set[str] = set()
+    for cases in _cases_by_folder(datalist).values():
+        ranked = sorted(cases, key=lambda case: (_digest(f"{split_seed}:{case}"), case))
+        first = _held_out(len(ranked), test_fraction)
+        test.update(ranked[:first])
+        validation.update(ranked[first : first + _held_out(len(ranked), validation_fraction)])
+    validation -= test
+    wanted = {
+        "test": lambda case: case in test,
+        "validation": lambda case: case in validation,
+        "train": lambda case: case not in test and case not in validation,
+        "pretrain": lambda case: case not in test,
+        "all": lambda case: True,
+    }[part]
+    items = [dict(item) for item in datalist if wanted(item["case"])]
+    if not items and part in ("train", "pretrain"):
+        raise DataError(
+            f"No training scan left: {len(datalist)} scans, all held out; add scans or lower the fractions."
+        )
+    if not items and part == "test":
+        raise DataError(
+            f"No scan is held out for testing: {len(datalist)} scans, and 3 are the fewest that are split; "
+            'add scans or take the part "all".'
+        )
+    return items
+
+
+def few_label_subset(
+    datalist: Sequence[Mapping[str, Any]], num_labelled: int | None, seed: int = 0
+) -> list[dict[str, Any]]:
+    """The first `num_labelled` scans of an order that the seed decides: a smaller subset is the start of a larger one.
+
+    The order is that of a hash of seed and case name, except that until every class has been drawn (`annotated_labels`)
+    the next scan is one that adds the most classes: few partly annotated scans teach all classes, if they can.
+
+    Args:
+        datalist: items with `case` and, where labelled, `annotated_labels`.
+        num_labelled: number of scans; None gives all, in the order of `datalist`.
+        seed: another seed, another order.
+
+    Raises:
+        ValueError: `num_labelled` below 1 or not a whole number.
+        DataError: `num_labelled` above the number of scans.
+    """
+    if num_labelled is None:
+        return [dict(item) for item in datalist]
+    if num_labelled != int(num_labelled) or num_labelled < 1:
+        raise ValueError(f"num_labelled must be a whole number of at least 1, or None for all, but is {num_labelled}")
+    if num_labelled > len(datalist):
+        raise DataError(
+            f"num_labelled is {num_labelled} but there are {len(datalist)} scans to take it from; lower it."
+        )
+    rest = sorted(datalist, key=lambda item: (_digest(f"{seed}:few:{item['case']}"), item["case"]))
+    missing = {label for item in rest for label in item.get("annotated_labels", ())}
+    chosen = []
+    for _ in range(int(num_labelled)):
+        # max takes the first of equals, which is the lowest hash; once nothing is missing all are equal
+        item = max(rest, key=lambda item: len(missing.intersection(item.get("annotated_labels", ()))))
+        missing -= set(item.get("annotated_labels", ()))
+        rest.remove(item)
+        chosen.append(dict(item))
+    return chosen
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _held_out(count: int, fraction: float) -> int:
+    return max(round(count * fraction), 1) if count >= 3 and fraction > 0 else 0
+
+
+def _cases_by_folder(datalist: Sequence[Mapping[str, Any]]) -> dict[str, set[str]]:
+    folders: dict[str, set[str]] = {}
+    for item in datalist:
+        folders.setdefault(str(item.get("folder", "")), set()).add(item["case"])
+    return folders

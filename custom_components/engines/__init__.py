@@ -1,0 +1,6 @@
+"""Engines, and the preparation of their batches, where MONAI has none that fits."""
+
+from .batches import prepare_partial_labels, prepare_views
+from .pretrainer import Pretrainer
+
+__all__ = ["Pretrainer", "prepare_partial_labels", "prepare_views"]

@@ -1,0 +1,41 @@
+"""From a collated batch to what MONAI's engines pass on: input, target, and arguments of the network."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Device = torch.device | str | None
+
+
+def prepare_views(
+    batch: Mapping[str, Any], device: Device = None, non_blocking: bool = False, **kwargs: Any
+) -> tuple[Tensor, dict[str, Tensor], tuple, dict[str, Tensor]]:
+    """Prepare a batch of N view pairs for pre-training and its validation.
+
+    The two views of all pairs go through the network in one call (first views, then second views), so that they share
+    batch statistics. `batch` has `view_1`, `view_2`, `original_1`, `original_2` `(N, C, H, W, D)`, `voxels_1`,
+    `voxels_2` `(N, V, 3)` and `scan` `(N,)`. For `SupervisedTrainer` and `SupervisedEvaluator` alike.
+    """
+
+    def both(name: str) -> Tensor:
+        return torch.cat([batch[f"{name}_1"], batch[f"{name}_2"]]).to(device, non_blocking=non_blocking)
+
+    voxels = both("voxels")
+    scan = torch.as_tensor(batch["scan"]).to(device, non_blocking=non_blocking)
+    target = {"original": both("original"), "voxels": voxels, "scan": scan}
+    return both("view"), target, (), {"voxels": voxels}
+
+
+def prepare_partial_labels(
+    batch: Mapping[str, Any], device: Device = None, non_blocking: bool = False, **kwargs: Any
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Prepare a batch of crops for `PartialLabelLoss`.
+
+    `batch` has `image` `(N, C, H, W, D)`, `label` `(N, 1, H, W, D)` and `annotated` `(N, K)`.
+    """
+    target = {key: batch[key].to(device, non_blocking=non_blocking) for key in ("label", "annotated")}
+    return batch["image"].to(device, non_blocking=non_blocking), target

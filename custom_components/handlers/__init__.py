@@ -1,0 +1,15 @@
+"""Event handlers that MONAI and ignite have none of."""
+
+from .checkpoints import BestWeights, LastCheckpoint, ReleaseWeights
+from .optimisation import FreezeBackbone, GradientClipping
+from .pictures import OverlayPictures, ViewPictures
+
+__all__ = [
+    "BestWeights",
+    "FreezeBackbone",
+    "GradientClipping",
+    "LastCheckpoint",
+    "OverlayPictures",
+    "ReleaseWeights",
+    "ViewPictures",
+]

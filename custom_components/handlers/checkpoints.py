@@ -1,0 +1,181 @@
+"""Checkpoints that survive being killed at any moment, and the released weights at the end of a training.
+
+MONAI's `CheckpointSaver` neither writes atomically nor finds the last checkpoint by itself; these do.
+"""
+
+from __future__ import annotations
+
+import logging
+import platform
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import monai
+import torch
+from ignite.engine import Events
+from monai.utils import set_determinism
+from torch import nn
+
+from custom_components.networks.weights import load_weights, save_weights
+
+logger = logging.getLogger(__name__)
+
+
+def _save(content: Any, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    torch.save(content, partial)
+    partial.replace(path)
+
+
+class LastCheckpoint:
+    """Save everything a training needs to go on, and go on from it when the training is started again.
+
+    The file is `folder/last.pt`, plain data that loads with `weights_only=True`. On a restart the random numbers
+    continue from another seed (seed + iteration), so that the views already seen are not drawn again.
+
+    Args:
+        folder: folder of the checkpoint.
+        save_dict: objects with `state_dict` and `load_state_dict`: network, optimiser, scheduler, trainer, ...
+        interval: epochs between two checkpoints.
+        seed: the training's seed.
+        resume: False starts anew and overwrites.
+    """
+
+    def __init__(
+        self, folder: str | Path, save_dict: Mapping[str, Any], interval: int = 1, seed: int = 0, resume: bool = True
+    ) -> None:
+        self.path = Path(folder) / "last.pt"
+        self.save_dict, self.interval, self.seed, self.resume = dict(save_dict), interval, seed, resume
+
+    def attach(self, engine: Any) -> None:
+        self.save_dict["trainer"] = engine
+        engine.add_event_handler(Events.STARTED, self.load)
+        engine.add_event_handler(Events.EPOCH_COMPLETED(every=self.interval), self.save)
+        engine.add_event_handler(Events.COMPLETED, self.save)
+
+    def save(self, engine: Any) -> None:
+        if engine.state.rank == 0:
+            _save({name: item.state_dict() for name, item in self.save_dict.items()}, self.path)
+
+    def load(self, engine: Any) -> None:
+        if not (self.resume and self.path.is_file()):
+            return
+        state = torch.load(self.path, map_location="cpu", weights_only=True)
+        max_epochs, epoch_length = engine.state.max_epochs, engine.state.epoch_length
+        if state["trainer"]["epoch_length"] != epoch_length:
+            raise ValueError(
+                f"{self.path}: was written by a training with {state['trainer']['epoch_length']} steps an epoch, "
+                f"this one has {epoch_length}; use the same settings, another output_dir, or --resume false to start anew"
+            )
+        for name, item in self.save_dict.items():
+            item.load_state_dict(state[name])
+        engine.state.max_epochs = max_epochs
+        set_determinism(seed=self.seed + engine.state.iteration)
+        logger.info("resumed after step %d from %s", engine.state.iteration, self.path)
+
+
+class BestWeights:
+    """Keep the network of the best validation so far in `folder/best.pt`. Attach it to the evaluator.
+
+    Args:
+        network: the network to keep (not its distributed wrapper).
+        folder: folder of the file.
+        resume: False forgets an earlier best.
+    """
+
+    def __init__(self, network: nn.Module, folder: str | Path, resume: bool = True) -> None:
+        self.network, self.path = network, Path(folder) / "best.pt"
+        self.best = float("-inf")
+        if self.path.is_file() and resume:
+            self.best = torch.load(self.path, map_location="cpu", weights_only=True)["metric"]
+        elif self.path.is_file():
+            self.path.unlink()
+
+    def attach(self, engine: Any) -> None:
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self)
+
+    def __call__(self, engine: Any) -> None:
+        metric = float(engine.state.metrics[engine.state.key_metric_name])
+        if metric > self.best and engine.state.rank == 0:
+            self.best = metric
+            _save({"metric": metric, "network": self.network.state_dict()}, self.path)
+
+
+class ReleaseWeights:
+    """At the end of a training, write the network as `path` in the released format, with its provenance beside it.
+
+    Args:
+        network: the network (not its distributed wrapper).
+        path: the file, for instance `output_dir/model.pt`.
+        selection: "best" takes the best validation's network, "last" the last one.
+        folder: folder in which `BestWeights` keeps `best.pt`.
+        settings: what made these weights (data, sizes, counts), for the provenance.
+
+    Raises:
+        ValueError: unknown selection.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        path: str | Path,
+        selection: str = "last",
+        folder: str | Path | None = None,
+        settings: Mapping[str, Any] | None = None,
+    ) -> None:
+        if selection not in ("best", "last"):
+            raise ValueError(f"ReleaseWeights: selection must be 'best' or 'last', but is {selection!r}")
+        self.network, self.path, self.selection = network, Path(path), selection
+        self.best = Path(folder) / "best.pt" if folder is not None else None
+        self.settings = dict(settings or {})
+        self.seconds, self._since = 0.0, time.monotonic()
+
+    def state_dict(self) -> dict[str, float]:
+        """Training time so far, so that it adds up over restarts."""
+        return {"seconds": self.seconds + time.monotonic() - self._since}
+
+    def load_state_dict(self, state: Mapping[str, float]) -> None:
+        self.seconds, self._since = state["seconds"], time.monotonic()
+
+    def attach(self, engine: Any) -> None:
+        engine.add_event_handler(Events.COMPLETED, self)
+
+    def __call__(self, engine: Any) -> None:
+        if engine.state.rank != 0:
+            return
+        if self.selection == "best" and self.best is not None and self.best.is_file():
+            load_weights(self.network, self.best)
+        save_weights(self.network, self.path, {**self.settings, **self.provenance(engine)})
+        logger.info("wrote %s (the %s network)", self.path, self.selection)
+
+    def provenance(self, engine: Any) -> dict[str, Any]:
+        """Command, steps, time and machine of this training."""
+        device = str(engine.state.device)
+        gpu = torch.cuda.get_device_name(engine.state.device) if device.startswith("cuda") else None
+        return {
+            "command": shlex.join(["python", "-m", "monai.bundle", *sys.argv[1:]]),
+            "commit": _git_commit(),
+            "steps": engine.state.iteration,
+            "selection": self.selection,
+            "minutes": round(self.state_dict()["seconds"] / 60, 1),
+            "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            "machine": gpu or f"{torch.get_num_threads()} CPU threads ({platform.machine()})",
+            "torch": torch.__version__,
+            "monai": monai.__version__,
+        }
+
+
+def _git_commit() -> str | None:
+    """The commit of this package's checkout, marked where it has changes; None outside a checkout."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None

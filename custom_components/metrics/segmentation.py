@@ -1,0 +1,123 @@
+"""Dice and 95% Hausdorff distance a case and class, for partly annotated scans."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from ignite.metrics import Metric
+from monai.metrics import compute_hausdorff_distance
+from torch import Tensor
+
+from .tables import write_csv
+
+COLUMNS = ("case", "class", "dice", "hd95_mm")
+
+
+def dice_score(prediction: Tensor, truth: Tensor) -> float:
+    """Dice coefficient of two masks; 1 where both are empty."""
+    total = int(prediction.sum()) + int(truth.sum())
+    return 2 * int((prediction & truth).sum()) / total if total else 1.0
+
+
+def hausdorff_95(prediction: Tensor, truth: Tensor, spacing: Sequence[float]) -> float:
+    """95th percentile of the symmetric surface distance in mm of two masks `(H, W, D)`.
+
+    0 where both are empty, infinite where one is.
+    """
+    if not prediction.any() or not truth.any():
+        return 0.0 if prediction.any() == truth.any() else math.inf
+    # distances depend on nothing outside the two masks: their bounding box, one voxel wider, is enough
+    box = _bounding_box(prediction | truth)
+    pair = [mask[box][None, None].float() for mask in (prediction, truth)]
+    return float(compute_hausdorff_distance(*pair, include_background=True, percentile=95, spacing=list(spacing)))
+
+
+def _bounding_box(mask: Tensor) -> tuple[slice, ...]:
+    where = mask.nonzero()
+    return tuple(
+        slice(max(int(low) - 1, 0), int(high) + 2) for low, high in zip(where.amin(0).tolist(), where.amax(0).tolist())
+    )
+
+
+class SegmentationScores(Metric):
+    """Dice and 95% Hausdorff distance of every case and annotated class; the key figure is the mean Dice.
+
+    `compute` returns the mean over classes of the mean over cases, and writes `csv_path` where one is given: one row a
+    case and class with the columns `case,class,dice,hd95_mm`; both values are empty where the class is not annotated in
+    that scan, and `hd95_mm` is `inf` where the class was missed, or found where it is not.
+
+    Args:
+        class_names: names of label values 1..K.
+        csv_path: file for the rows; None writes none.
+        hausdorff: compute surface distances too; slower.
+
+    Reads decollated items of the engine: `pred` and `label`, integer volumes `(1, H, W, D)` on one grid, `label` a
+    `MetaTensor` with the affine; `case` and (optional) `annotated` from the batch.
+    """
+
+    def __init__(
+        self, class_names: Sequence[str], csv_path: str | Path | None = None, hausdorff: bool = False, **kwargs: Any
+    ) -> None:
+        self.class_names, self.csv_path, self.hausdorff = list(class_names), csv_path, hausdorff
+        super().__init__(**kwargs)
+
+    def reset(self) -> None:
+        self.rows: list[dict[str, Any]] = []
+
+    def iteration_completed(self, engine: Any) -> None:
+        for item, output in zip(engine.state.batch, engine.state.output):
+            self.update({"case": item["case"], "annotated": item.get("annotated"), **output})
+
+    def update(self, output: dict[str, Any]) -> None:
+        """Score one case."""
+        prediction, truth = (torch.as_tensor(output[key])[0].to(torch.int16) for key in ("pred", "label"))
+        if prediction.shape != truth.shape:
+            raise ValueError(
+                f"{output['case']}: the prediction is {tuple(prediction.shape)} but the label is {tuple(truth.shape)}"
+            )
+        affine = np.asarray(getattr(output["label"], "affine", np.eye(4)), dtype=float)
+        spacing = np.linalg.norm(affine[:3, :3], axis=0)
+        annotated = output.get("annotated")
+        for k, name in enumerate(self.class_names):
+            row: dict[str, Any] = {"case": output["case"], "class": name, "dice": None, "hd95_mm": None}
+            if annotated is None or annotated[k]:
+                masks = prediction == k + 1, truth == k + 1
+                row["dice"] = dice_score(*masks)
+                if self.hausdorff:
+                    row["hd95_mm"] = hausdorff_95(*masks, spacing)
+            self.rows.append(row)
+
+    def class_means(self, column: str = "dice") -> dict[str, float]:
+        """Mean of a column over the cases in which each class is annotated; infinite distances are left out."""
+        means = {}
+        for name in self.class_names:
+            values = [row[column] for row in self.rows if row["class"] == name and row[column] is not None]
+            finite = [value for value in values if math.isfinite(value)]
+            if finite:
+                means[name] = sum(finite) / len(finite)
+        return means
+
+    def compute(self) -> float:
+        if self.csv_path is not None:
+            write_scores(self.rows, self.csv_path)
+        means = self.class_means()
+        return sum(means.values()) / len(means) if means else 0.0
+
+    def completed(self, engine: Any, name: str) -> None:
+        super().completed(engine, name)
+        engine.state.metrics.update({f"dice_{key}": value for key, value in self.class_means().items()})
+        if self.hausdorff:
+            distances = self.class_means("hd95_mm")
+            engine.state.metrics.update({f"hd95_mm_{key}": value for key, value in distances.items()})
+            if distances:
+                engine.state.metrics["hd95_mm"] = sum(distances.values()) / len(distances)
+
+
+def write_scores(rows: Sequence[dict[str, Any]], path: str | Path) -> None:
+    """Write rows of `SegmentationScores` as CSV."""
+    write_csv(path, COLUMNS, rows)

@@ -1,0 +1,36 @@
+"""Backbone, heads, pre-training and segmentation networks, and their weights."""
+
+from .fpn import FPN3d, ResidualBlock, features_at
+from .heads import LinearHead, NonLinearHead
+from .pretraining import BalancedProjection, DenseSSLNetwork, Projector
+from .segmentation import SegmentationNetwork
+from .weights import (
+    WeightsError,
+    adapt_in_channels,
+    infer_architecture,
+    load_backbone,
+    load_pretrained_backbone,
+    load_weights,
+    read_weights,
+    save_weights,
+)
+
+__all__ = [
+    "BalancedProjection",
+    "DenseSSLNetwork",
+    "FPN3d",
+    "LinearHead",
+    "NonLinearHead",
+    "Projector",
+    "ResidualBlock",
+    "SegmentationNetwork",
+    "WeightsError",
+    "adapt_in_channels",
+    "features_at",
+    "infer_architecture",
+    "load_backbone",
+    "load_pretrained_backbone",
+    "load_weights",
+    "read_weights",
+    "save_weights",
+]

@@ -1,0 +1,34 @@
+"""Array and dictionary transforms in MONAI's form, one family a file."""
+
+from .annotated import AnnotatedClassesd
+from .baseline import RandInPlaneBlurOrSharpen, RandInPlaneBlurOrSharpend, RandWindow, RandWindowd
+from .bezier import RandBezierIntensity, RandBezierIntensityd
+from .body import BodyMask, BodyMaskd
+from .checks import CheckScan, CheckScand
+from .inpaint import RandInPaint, RandInPaintd
+from .restore import LogitsToLabel, LogitsToLabeld
+from .shuffle import RandLocalShuffle, RandLocalShuffled
+from .views import OverlappingViews, OverlappingViewsd, ViewPair
+
+__all__ = [
+    "AnnotatedClassesd",
+    "BodyMask",
+    "BodyMaskd",
+    "CheckScan",
+    "CheckScand",
+    "LogitsToLabel",
+    "LogitsToLabeld",
+    "OverlappingViews",
+    "OverlappingViewsd",
+    "RandBezierIntensity",
+    "RandBezierIntensityd",
+    "RandInPaint",
+    "RandInPaintd",
+    "RandInPlaneBlurOrSharpen",
+    "RandInPlaneBlurOrSharpend",
+    "RandLocalShuffle",
+    "RandLocalShuffled",
+    "RandWindow",
+    "RandWindowd",
+    "ViewPair",
+]

@@ -1,0 +1,101 @@
+"""Checks of a scan that has just been read, so that a damaged file is reported before training and not in the loss."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping
+from typing import Any
+
+import torch
+from monai.config import KeysCollection, NdarrayOrTensor
+from monai.data import MetaTensor
+from monai.transforms import MapTransform, Transform
+
+
+def scan_name(image: NdarrayOrTensor, name: Any = None) -> str:
+    """What to call an image in a message: `name`, else the file that it was read from, else "image"."""
+    if name is None and isinstance(image, MetaTensor):
+        name = image.meta.get("filename_or_obj")
+    return "image" if name is None else str(name)
+
+
+class CheckScan(Transform):
+    """Check that an image is a 3D scan with finite values that are not all the same; return it unchanged.
+
+    The image comes from `LoadImage` and `EnsureChannelFirst` and has the shape (C, H, W, D).
+
+    Args:
+        channels: the number of channels C that the image must have.
+
+    Raises:
+        ValueError: one sentence with the file's name, what was expected, what came and what to do, where the image is
+            not 3D (a 2D picture, a time series), has another number of channels, holds NaN or infinite voxels, or is
+            constant or without voxels.
+    """
+
+    def __init__(self, channels: int = 1) -> None:
+        self.channels = channels
+
+    def __call__(self, image: NdarrayOrTensor, name: Any = None) -> NdarrayOrTensor:
+        """Check `image` (C, H, W, D); `name` is used in messages instead of the name of the image's file."""
+        name = scan_name(image, name)
+        shape = tuple(image.shape)
+        wanted = f"a 3D scan of shape ({self.channels}, H, W, D) was expected"
+        if len(shape) != 4:
+            what = "a 2D image" if len(shape) == 3 else f"an array of {len(shape)} axes"
+            raise ValueError(f"{name}: {wanted} but {what} of shape {shape} came; store one 3D volume a file")
+        if shape[0] != self.channels:
+            raise ValueError(
+                f"{name}: {wanted} but shape {shape} with {shape[0]} channels came; "
+                f"store one 3D volume a file (split time points or modalities) or set channels={shape[0]}"
+            )
+        if 0 in shape:
+            raise ValueError(f"{name}: {wanted} but an empty image of shape {shape} came; export the scan again")
+        values = torch.as_tensor(image.as_tensor() if isinstance(image, MetaTensor) else image)
+        if values.is_floating_point():
+            finite = torch.isfinite(values)
+            if not finite.all():
+                count = values.numel() - int(finite.sum())
+                raise ValueError(
+                    f"{name}: finite values were expected but {count} of {values.numel()} voxels are NaN or infinite; "
+                    "replace them by the value of air or export the scan again"
+                )
+        low, high = values.min(), values.max()
+        if low == high:
+            raise ValueError(
+                f"{name}: a scan with contrast was expected but every voxel has the value {low.item():g}; "
+                "export the scan again or remove the file"
+            )
+        return image
+
+
+class CheckScand(MapTransform):
+    """Dictionary form of `CheckScan`: every key's image is checked and left as it is.
+
+    Args:
+        keys: images (C, H, W, D) to check.
+        name_key: entry whose value names the scan in messages, for images that do not know their file.
+        channels: as in `CheckScan`.
+        allow_missing_keys: skip keys that are absent.
+
+    Raises:
+        ValueError: as `CheckScan`.
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        name_key: Hashable | None = None,
+        channels: int = 1,
+        allow_missing_keys: bool = False,
+    ) -> None:
+        super().__init__(keys, allow_missing_keys)
+        self.name_key = name_key
+        self.check = CheckScan(channels)
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        d = dict(data)
+        for key in self.key_iterator(d):
+            file = scan_name(d[key])
+            # the file says more than the case's name, which is for images that do not know their file
+            self.check(d[key], name=d.get(self.name_key) if file == "image" and self.name_key is not None else file)
+        return d

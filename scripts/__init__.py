@@ -1,0 +1,1 @@
+"""Command-line tools around `custom_components` and `monai.bundle`; each is run as `python -m scripts.NAME`."""

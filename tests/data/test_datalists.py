@@ -1,0 +1,379 @@
+import gzip
+import json
+import time
+
+import nibabel as nib
+import numpy as np
+import pytest
+from monai.transforms import LoadImage
+
+from custom_components.data import DataError, class_names_of, list_scans, read_datalist
+
+NAMES = ["Liver", "Spleen"]
+
+
+def write_scan(path, shape=(6, 7, 8), affine=None, dtype=np.int16):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nib.save(nib.Nifti1Image(np.ones(shape, dtype), np.eye(4) if affine is None else affine), path)
+    return path
+
+
+def write_json(folder, cases, names=NAMES, **other):
+    entries = [{"image": f"./imagesTr/{c}.nii.gz", "label": f"./labelsTr/{c}.nii.gz"} for c in cases]
+    labels = {str(i): name for i, name in enumerate(["background", *names])}
+    (folder / "dataset.json").write_text(json.dumps({"training": entries, "labels": labels} | other))
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Three small labelled scans: a, b and c."""
+    root = tmp_path / "set"
+    for case in "abc":
+        write_scan(root / "imagesTr" / f"{case}.nii.gz")
+        write_scan(root / "labelsTr" / f"{case}.nii.gz", dtype=np.uint8)
+    write_json(root, "abc")
+    return root
+
+
+def faults_of(*args, **kwargs):
+    with pytest.raises(DataError) as caught:
+        read_datalist(*args, **kwargs)
+    return str(caught.value).splitlines()
+
+
+def test_a_decathlon_folder_gives_one_item_a_scan(folder):
+    items = read_datalist(folder, NAMES)
+    assert [item["case"] for item in items] == ["a", "b", "c"]
+    assert [item["scan"] for item in items] == [0, 1, 2]
+    assert items[1] == {
+        "image": str(folder / "imagesTr" / "b.nii.gz"),
+        "label": str(folder / "labelsTr" / "b.nii.gz"),
+        "case": "b",
+        "folder": str(folder),
+        "annotated_labels": [1, 2],
+        "scan": 1,
+    }
+
+
+def test_annotated_labels_are_those_of_the_scan_and_all_where_it_names_none(folder):
+    content = json.loads((folder / "dataset.json").read_text())
+    content["training"][1]["annotated_labels"] = [2]
+    content["training"][2]["annotated_labels"] = []
+    (folder / "dataset.json").write_text(json.dumps(content))
+    assert [item["annotated_labels"] for item in read_datalist(folder)] == [[1, 2], [2], []]
+
+
+@pytest.mark.parametrize("wrong", [[0], [3], ["1"], [True], "12", 1])
+def test_annotated_labels_that_are_no_classes_are_a_fault(folder, wrong):
+    content = json.loads((folder / "dataset.json").read_text())
+    content["training"][1]["annotated_labels"] = wrong
+    (folder / "dataset.json").write_text(json.dumps(content))
+    (line,) = faults_of(folder)
+    assert "b.nii.gz: annotated_labels must be a list of values from 1 to 2" in line
+
+
+def test_unlabelled_reading_ignores_the_labels(folder):
+    (folder / "labelsTr" / "a.nii.gz").unlink()
+    write_scan(folder / "labelsTr" / "b.nii.gz", (2, 2, 2))
+    items = read_datalist(folder, labelled=False)
+    assert len(items) == 3
+    assert all("label" not in item and "annotated_labels" not in item for item in items)
+
+
+def test_a_plain_folder_of_scans_is_read_in_the_order_of_names(tmp_path):
+    for name in ("b.nii", "a.nii.gz", "notes.txt", "._a.nii.gz", "c.NII.GZ"):
+        if name[0] in "abc":
+            write_scan(tmp_path / name.lower()).rename(tmp_path / name)
+        else:
+            (tmp_path / name).write_bytes(b"something else")
+    assert [item["case"] for item in read_datalist(tmp_path, labelled=False)] == ["a", "b", "c"]
+
+
+def test_a_folder_without_dataset_json_pairs_imagesTr_with_labelsTr_by_name(folder):
+    (folder / "dataset.json").unlink()
+    items = read_datalist(folder, NAMES)
+    assert [item["label"] for item in items] == [str(folder / "labelsTr" / f"{c}.nii.gz") for c in "abc"]
+    assert items[0]["annotated_labels"] == [1, 2]
+    (line,) = faults_of(folder)
+    assert "names of the classes are unknown" in line and '"labels": {' in line
+    (folder / "labelsTr" / "b.nii.gz").unlink()
+    (line,) = faults_of(folder, NAMES)
+    assert str(folder / "labelsTr" / "b.nii.gz") in line and "no such file" in line
+
+
+@pytest.mark.parametrize("form", ["list", "tuple", "commas", "json", "python", "brackets without quotes"])
+def test_several_folders_come_as_a_list_or_as_a_command_line_gives_it(folder, mri_phantoms, form):
+    paths = [str(folder), str(mri_phantoms)]
+    given = {
+        "list": paths,
+        "tuple": tuple(paths),
+        "commas": ", ".join(paths),
+        "json": json.dumps(paths),
+        "python": str(tuple(paths)),
+        "brackets without quotes": f"[{','.join(paths)}]",
+    }[form]
+    items = read_datalist(given, labelled=False)
+    assert [item["folder"] for item in items] == [paths[0]] * 3 + [paths[1]] * 6
+    assert [item["scan"] for item in items] == list(range(9))
+
+
+def test_a_folder_with_a_comma_in_its_name_is_one_folder(folder):
+    renamed = folder.rename(folder.with_name("a, b"))
+    assert len(read_datalist(str(renamed))) == 3
+
+
+def test_a_folder_named_twice_is_read_once(folder):
+    assert len(read_datalist([folder, str(folder) + "/"])) == 3
+
+
+@pytest.mark.parametrize("nothing", [None, 3, [], "", "[]", {}])
+def test_a_dataset_dir_that_is_no_folder_is_a_fault(nothing):
+    assert "dataset_dir" in faults_of(nothing)[0]
+
+
+def test_a_missing_folder_is_named(tmp_path):
+    (line,) = faults_of(tmp_path / "nowhere")
+    assert str(tmp_path / "nowhere") in line and "no such folder" in line
+
+
+def test_an_empty_folder_says_what_was_looked_for(tmp_path):
+    (line,) = faults_of(tmp_path, labelled=False)
+    for text in ("no scan found", "dataset.json", "imagesTr", "*.nii.gz"):
+        assert text in line
+
+
+def test_an_empty_training_list_is_a_fault(folder):
+    write_json(folder, [])
+    assert "no scan found" in faults_of(folder)[0]
+
+
+def test_dataset_json_that_is_not_json_is_a_fault(folder):
+    (folder / "dataset.json").write_text('{"training": [')
+    (line,) = faults_of(folder)
+    assert "dataset.json: not valid JSON" in line
+    (folder / "dataset.json").write_bytes(b"\xff\xfe\x00bad")
+    assert "not valid JSON" in faults_of(folder)[0]
+    (folder / "dataset.json").write_text("[1]")
+    assert "must hold a JSON object but holds a list" in faults_of(folder)[0]
+
+
+@pytest.mark.parametrize("key", ["training", "labels"])
+def test_a_missing_key_is_named_with_the_form_it_should_have(folder, key):
+    content = json.loads((folder / "dataset.json").read_text())
+    del content[key]
+    (folder / "dataset.json").write_text(json.dumps(content))
+    (line,) = faults_of(folder)
+    assert f'"{key}"' in line and "missing" in line and f'"{key}": ' in line
+
+
+def test_unlabelled_reading_needs_no_labels_in_dataset_json_and_takes_plain_names(folder):
+    (folder / "dataset.json").write_text(
+        json.dumps({"training": ["imagesTr/a.nii.gz", {"image": "imagesTr/c.nii.gz"}]})
+    )
+    assert [item["case"] for item in read_datalist(folder, labelled=False)] == ["a", "c"]
+
+
+@pytest.mark.parametrize(
+    "expected", [["Spleen", "Liver"], ["Liver"], ["liver", "Spleen"], ["Liver", "Spleen", "Aorta"]]
+)
+def test_other_classes_than_expected_show_both(folder, expected):
+    (line,) = faults_of(folder, expected)
+    assert str(expected) in line and str(NAMES) in line and "dataset.json" in line
+
+
+def test_folders_with_different_classes_cannot_be_read_together_with_labels(folder, mri_phantoms):
+    assert "Bladder" in faults_of([folder, mri_phantoms])[0]
+    assert len(read_datalist([folder, mri_phantoms], labelled=False)) == 9
+
+
+def test_class_names_come_in_the_order_of_their_values(folder):
+    write_json(folder, "abc", ["B", "A"])
+    content = json.loads((folder / "dataset.json").read_text())
+    content["labels"] = {"2": "A", "0": "background", "1": "B", "10": "J"} | {str(i): f"x{i}" for i in range(3, 10)}
+    (folder / "dataset.json").write_text(json.dumps(content))
+    assert class_names_of(folder) == ["B", "A", *(f"x{i}" for i in range(3, 10)), "J"]
+
+
+@pytest.mark.parametrize(
+    ("labels", "text"),
+    [
+        ({"0": "background", "1": "A", "3": "B"}, "without a gap"),
+        ({"0": "background"}, "without a gap"),
+        ({"background": 0, "A": 1}, "whole numbers"),
+        ({"1": "A", "2": "A"}, "a name of its own"),
+        (["background", "A"], "not an object"),
+    ],
+)
+def test_bad_label_values_are_a_fault(folder, labels, text):
+    content = json.loads((folder / "dataset.json").read_text())
+    (folder / "dataset.json").write_text(json.dumps(content | {"labels": labels}))
+    with pytest.raises(DataError, match=text):
+        class_names_of(folder)
+
+
+def test_every_fault_is_in_one_message(folder):
+    (folder / "imagesTr" / "a.nii.gz").unlink()
+    (folder / "labelsTr" / "b.nii.gz").write_bytes(b"")
+    write_scan(folder / "imagesTr" / "c.nii.gz", (6, 7, 9))
+    write_scan(folder / "labelsTr" / "d.nii.gz")
+    lines = faults_of([folder, folder / "nowhere"], NAMES)
+    assert len(lines) == 5
+    for name, text in {
+        "imagesTr/a.nii.gz": "no such file",
+        "labelsTr/b.nii.gz": "no readable NIfTI header",
+        "imagesTr/c.nii.gz": "image is (6, 7, 9) but label is (6, 7, 8); resample one to the other",
+        "labelsTr/d.nii.gz": "label without an image in the list",
+        "nowhere": "no such folder",
+    }.items():
+        assert any(str(folder / name) in line and text in line for line in lines), lines
+
+
+@pytest.mark.parametrize("damage", ["empty", "truncated gzip", "no gzip", "text in gzip", "folder"])
+def test_an_unreadable_header_is_a_fault_of_one_line(folder, damage):
+    path = folder / "imagesTr" / "b.nii.gz"
+    content = path.read_bytes()
+    path.unlink()
+    if damage == "folder":
+        path.mkdir()
+    else:
+        damaged = {"empty": b"", "truncated gzip": content[:30], "no gzip": b"x" * 400, "text in gzip": None}[damage]
+        path.write_bytes(gzip.compress(b"no scan" * 100) if damaged is None else damaged)
+    (line,) = faults_of(folder)
+    assert line.startswith(f"{path}: ")
+
+
+@pytest.mark.parametrize("shape", [(6, 7), (6, 7, 8, 3), (6, 7, 8, 1, 3)])
+def test_what_is_not_3d_is_a_fault(folder, shape):
+    write_scan(folder / "imagesTr" / "a.nii.gz", shape)
+    (line,) = faults_of(folder)
+    assert "a 3D scan was expected" in line and str(nib.load(folder / "imagesTr" / "a.nii.gz").shape) in line
+
+
+def test_a_fourth_axis_of_one_is_fine_because_monai_reads_it_as_the_channel(folder):
+    path = write_scan(folder / "imagesTr" / "a.nii.gz", (6, 7, 8, 1))
+    assert nib.load(path).shape == (6, 7, 8, 1)
+    assert read_datalist(folder)[0]["case"] == "a"
+    assert tuple(LoadImage(image_only=True, ensure_channel_first=True)(str(path)).shape) == (1, 6, 7, 8)
+
+
+def test_an_image_and_a_label_at_different_places_are_a_fault(folder):
+    moved = np.eye(4)
+    moved[0, 3] = 0.01
+    write_scan(folder / "labelsTr" / "a.nii.gz", affine=moved)
+    flipped = np.diag([-1.0, 1, 1, 1])
+    write_scan(folder / "labelsTr" / "b.nii.gz", affine=flipped)
+    hair = np.eye(4)
+    hair[0, 3] = 1e-4
+    write_scan(folder / "labelsTr" / "c.nii.gz", affine=hair)
+    lines = faults_of(folder)
+    assert len(lines) == 2
+    assert "a.nii.gz" in lines[0] and "0.01 mm" in lines[0]
+    assert "b.nii.gz" in lines[1] and "10 mm" in lines[1]  # the far corner, x = 5, is at x = -5
+
+
+def test_a_spacing_that_differs_shows_at_the_far_corner(folder):
+    write_scan(folder / "labelsTr" / "a.nii.gz", affine=np.diag([1, 1, 1.001, 1]))
+    (line,) = faults_of(folder)
+    assert "0.007 mm" in line  # 7 steps of 0.001 mm
+
+
+@pytest.mark.parametrize("wrong", [0.0, np.nan])
+def test_a_singular_affine_is_a_fault(folder, wrong):
+    path = folder / "imagesTr" / "a.nii.gz"
+    scan = nib.Nifti1Image(np.ones((6, 7, 8), np.int16), None)
+    scan.header["sform_code"] = 1
+    scan.header["srow_x"], scan.header["srow_y"], scan.header["srow_z"] = [1, 0, 0, 0], [0, 1, 0, 0], [0, 0, wrong, 0]
+    raw = bytearray(scan.to_bytes())
+    raw[:348] = scan.header.binaryblock[:348]
+    path.write_bytes(gzip.compress(bytes(raw)))
+    (line,) = faults_of(folder)
+    assert "a.nii.gz: the affine is singular or not finite" in line
+
+
+def test_colour_and_complex_voxels_are_a_fault(folder):
+    write_scan(folder / "imagesTr" / "a.nii.gz", dtype=np.complex64)
+    (line,) = faults_of(folder)
+    assert "complex64" in line
+
+
+def test_an_entry_without_label_or_image_is_a_fault(folder):
+    entries = [
+        {"image": "imagesTr/a.nii.gz"},
+        {"label": "labelsTr/b.nii.gz"},
+        {"image": ["x", "y"]},
+        "imagesTr/c.nii.gz",
+    ]
+    write_json(folder, [], training=entries)
+    for case in "abc":
+        (folder / "labelsTr" / f"{case}.nii.gz").unlink()
+    lines = faults_of(folder)
+    assert len(lines) == 4
+    assert "a.nii.gz: a label was expected" in lines[0]
+    assert "names no image file" in lines[1] and "names no image file" in lines[2]
+    assert "c.nii.gz: a label was expected" in lines[3]
+
+
+def test_two_scans_of_one_name_in_a_folder_are_a_fault_and_in_two_folders_one_patient(folder, tmp_path):
+    write_scan(tmp_path / "mri" / "a.nii.gz")
+    assert [i["case"] for i in read_datalist([folder, tmp_path / "mri"], labelled=False)] == ["a", "b", "c", "a"]
+    write_scan(tmp_path / "mri" / "a.nii")
+    (line,) = faults_of(tmp_path / "mri", labelled=False)
+    assert "a.nii: " in line or "a.nii.gz: " in line
+    assert "same case name" in line
+
+
+def test_inference_takes_one_file(folder):
+    path = folder / "imagesTr" / "a.nii.gz"
+    assert list_scans(path) == [{"image": str(path), "case": "a"}]
+
+
+def test_inference_takes_the_training_and_test_images_of_dataset_json(folder):
+    write_scan(folder / "imagesTs" / "t.nii.gz")
+    write_scan(folder / "imagesTs" / "u.nii.gz")
+    write_json(folder, "ab", test=["./imagesTs/t.nii.gz", {"image": "imagesTs/u.nii.gz"}])
+    assert [item["case"] for item in list_scans(folder)] == ["a", "b", "t", "u"]
+
+
+def test_inference_takes_a_plain_folder_else_its_imagesTr_and_imagesTs(folder):
+    (folder / "dataset.json").unlink()
+    write_scan(folder / "imagesTs" / "t.nii.gz")
+    assert [item["case"] for item in list_scans(folder)] == ["a", "b", "c", "t"]
+    write_scan(folder / "own.nii")
+    assert [item["case"] for item in list_scans(str(folder))] == ["own"]
+
+
+def test_inference_names_its_faults(folder, tmp_path):
+    with pytest.raises(DataError, match="no such file or folder"):
+        list_scans(tmp_path / "nowhere")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="no scan found"):
+        list_scans(tmp_path / "empty")
+    (tmp_path / "note.txt").write_text("no scan")
+    with pytest.raises(DataError, match=r"note.txt: no readable NIfTI header"):
+        list_scans(tmp_path / "note.txt")
+    write_scan(folder / "imagesTr" / "a.nii")
+    (folder / "dataset.json").unlink()
+    (folder / "imagesTr" / "b.nii.gz").write_bytes(b"")
+    with pytest.raises(DataError) as caught:
+        list_scans(folder)
+    assert "same case name" in str(caught.value) and "b.nii.gz" in str(caught.value)
+    (folder / "dataset.json").write_text(json.dumps({"test": [{"label": "x"}]}))
+    with pytest.raises(DataError, match="names no image file"):
+        list_scans(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "count", "classes"), [("Task04_Hippocampus", 200, 2), ("OpenKBP", 226, 7), ("SoftTissueSarcoma_CT", 40, 1)]
+)
+def test_real_data_sets_are_read_without_fault_and_fast(real_data, name, count, classes):
+    start = time.perf_counter()
+    items = read_datalist(real_data / name)
+    assert time.perf_counter() - start < 15
+    assert len(items) == count and len(class_names_of(real_data / name)) == classes
+    assert {label for item in items for label in item["annotated_labels"]} == set(range(1, classes + 1))
+    assert len({len(item["annotated_labels"]) for item in items}) == (1 if name != "OpenKBP" else 7)
+
+
+def test_real_unlabelled_folders_are_read(real_data):
+    items = read_datalist([real_data / "Unlabelled" / "CT", real_data / "SoftTissueSarcoma_CT"], labelled=False)
+    assert len(items) == 43 and items[0]["case"] == "CRLM-CT-1004_00_CT"

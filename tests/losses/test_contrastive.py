@@ -1,0 +1,78 @@
+import pytest
+import torch
+import torch.nn.functional as F
+
+from custom_components.losses import InfoNCE
+
+
+def slow_info_nce(first, second, temperature, groups):
+    """One anchor at a time, straight from the definition, in float64."""
+    losses = []
+    for pairs in groups:
+        z = [first[i] for i in pairs] + [second[i] for i in pairs]
+        half = len(pairs)
+        for a in range(len(z)):
+            positive = (a + half) % len(z)
+            scores = [torch.dot(z[a], z[b]) / temperature for b in range(len(z)) if b != a]
+            losses.append(torch.logsumexp(torch.stack(scores), 0) - torch.dot(z[a], z[positive]) / temperature)
+    return torch.stack(losses).mean()
+
+
+def unit(*shape, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return F.normalize(torch.randn(*shape, generator=generator, dtype=torch.float64), dim=-1)
+
+
+@pytest.mark.parametrize("chunk", [3, 7, 4096])
+@pytest.mark.parametrize("negatives", ["scan", "batch"])
+def test_loss_and_gradient_equal_the_slow_definition(negatives, chunk):
+    first, second = unit(3, 5, 8, seed=1).requires_grad_(), unit(3, 5, 8, seed=2).requires_grad_()
+    valid = torch.ones(3, 5, dtype=torch.bool)
+    valid[1, 3:] = False
+    scan = torch.tensor([4, 9, 4])
+    loss = InfoNCE(0.1, negatives, chunk)(first, second, valid, scan)
+    gradients = torch.autograd.grad(loss, [first, second])
+
+    pairs = [(n, v) for n in range(3) for v in range(5) if valid[n, v]]
+    by_scan = [[p for p in pairs if scan[p[0]] == s] for s in (4, 9)]
+    expected = slow_info_nce(first, second, 0.1, by_scan if negatives == "scan" else [pairs])
+    expected_gradients = torch.autograd.grad(expected, [first, second])
+    assert torch.allclose(loss, expected, rtol=1e-12)
+    for ours, theirs in zip(gradients, expected_gradients):
+        assert torch.allclose(ours, theirs, atol=1e-12)
+
+
+def test_padding_rows_have_no_gradient():
+    first, second = unit(2, 4, 8).requires_grad_(), unit(2, 4, 8, seed=5)
+    valid = torch.tensor([[True, True, False, False], [True, True, True, True]])
+    InfoNCE()(first, second, valid).backward()
+    assert (first.grad[0, 2:] == 0).all() and (first.grad[0, :2] != 0).any()
+
+
+def test_no_voxel_at_all_gives_zero_and_can_be_differentiated():
+    first = unit(2, 4, 8).requires_grad_()
+    loss = InfoNCE()(first, unit(2, 4, 8), torch.zeros(2, 4, dtype=torch.bool))
+    loss.backward()
+    assert loss.item() == 0 and (first.grad == 0).all()
+
+
+def test_float32_gradient_stays_close_to_float64_at_a_thousand_voxels():
+    first, second = unit(1, 1024, 32, seed=3), unit(1, 1024, 32, seed=4)
+    gradients = []
+    for dtype in (torch.float64, torch.float32):
+        x = first.to(dtype).clone().requires_grad_()
+        InfoNCE()(x, second.to(dtype)).backward()
+        gradients.append(x.grad.double())
+    assert (gradients[0] - gradients[1]).norm() / gradients[0].norm() < 1e-5
+
+
+def test_autocast_does_not_lower_the_precision():
+    first, second = unit(1, 64, 32, seed=3).float(), unit(1, 64, 32, seed=4).float()
+    expected = InfoNCE()(first, second)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(InfoNCE()(first, second), expected)
+
+
+def test_unknown_negatives_are_refused():
+    with pytest.raises(ValueError, match="'scan' or 'batch'"):
+        InfoNCE(negatives="patient")
