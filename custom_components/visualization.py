@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+import nibabel
 import numpy as np
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
@@ -80,3 +82,31 @@ def _centre(labels: Sequence[np.ndarray], shape: Sequence[int]) -> list[int]:
         if len(where[0]):
             return [int(np.median(positions)) for positions in where]
     return [size // 2 for size in shape]
+
+
+def save_overlay(
+    image: str | Path,
+    labels: Mapping[str, str | Path],
+    class_names: Sequence[str],
+    output: str | Path,
+    window: tuple[float, float] | None = None,
+    title: str = "",
+) -> Path:
+    """Write `overlay_figure` of NIfTI files, turned to RAS order first, as PNG or what the suffix of `output` says.
+
+    Args:
+        image: file of the scan.
+        labels: title of the row -> file of a label volume on the scan's grid.
+        class_names, window, title: as in `overlay_figure`.
+    """
+    scan = nibabel.as_closest_canonical(nibabel.load(image))
+    volumes = {
+        name: np.asarray(nibabel.as_closest_canonical(nibabel.load(path)).dataobj).astype(np.int16)
+        for name, path in labels.items()
+    }
+    spacing = [float(size) for size in scan.header.get_zooms()[:3]]
+    figure = overlay_figure(np.asarray(scan.dataobj), volumes, class_names, spacing, window, title)
+    output = Path(output)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(output, dpi=130)
+    return output

@@ -13,6 +13,8 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 
+from custom_components.errors import InputError
+
 SUFFIXES = (".nii.gz", ".nii")
 AFFINE_TOLERANCE_MM = 1e-3
 LABELS_FORM = '"labels": {"0": "background", "1": "Liver", ...}'
@@ -21,7 +23,7 @@ TRAINING_FORM = '"training": [{"image": "./imagesTr/a.nii.gz", "label": "./label
 Folders = str | os.PathLike | Sequence[str | os.PathLike]
 
 
-class DataError(ValueError):
+class DataError(InputError):
     """Faults of the user's data, one line a faulty file: what was expected, what came, what to do."""
 
 
@@ -330,7 +332,7 @@ def _grid(path: str, faults: list[str]) -> tuple[tuple[int, ...], np.ndarray] | 
         faults.append(f"{path}: is listed but there is no such file; add it or remove it from the list")
         return None
     try:
-        scan = nib.load(path)
+        scan: Any = nib.load(path)
         shape, affine, dtype = tuple(int(n) for n in scan.shape), scan.affine, scan.get_data_dtype()
     except Exception as error:  # nibabel, gzip and zlib raise many kinds
         reason = " ".join(str(error).replace(path, "the file").split())

@@ -11,9 +11,11 @@ import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy import ndimage
 
 from .datalists import DataError
@@ -50,19 +52,19 @@ ORIENTATIONS = ("RAS", "LPS", "LAS", "RPI", "PIR", "LSA")
 
 # centre and half axes (mm), for the body of average size
 ELLIPSOIDS = {
-    "Liver": ((-68, 12, 22), (76, 68, 58)),
-    "left lobe": ((-5, 42, 28), (58, 32, 26)),
-    "Spleen": ((92, -34, 28), (24, 40, 46)),
-    "RightKidney": ((-62, -44, -34), (27, 24, 52)),
-    "LeftKidney": ((62, -44, -24), (27, 24, 52)),
+    "Liver": ((-68, 12, 12), (80, 72, 66)),
+    "left lobe": ((-5, 42, 24), (60, 34, 28)),
+    "Spleen": ((90, -30, 14), (28, 44, 48)),
+    "RightKidney": ((-62, -44, -38), (29, 25, 54)),
+    "LeftKidney": ((62, -44, -30), (29, 25, 54)),
     "Bladder": ((0, 22, -98), (38, 32, 28)),
     "heart": ((18, 26, 92), (48, 44, 48)),
-    "stomach": ((58, 26, 22), (36, 34, 42)),
+    "stomach": ((60, 32, 18), (36, 34, 42)),
 }
 
 
 def phantom_affine(
-    shape: Sequence[int], spacing: Sequence[float], axcodes: str = "RAS", rotation: Sequence[float] = (0.0, 0.0, 0.0)
+    shape: Sequence[int], spacing: ArrayLike, axcodes: str = "RAS", rotation: ArrayLike = (0.0, 0.0, 0.0)
 ) -> np.ndarray:
     """The affine (4, 4), voxel indices to mm, of a scan whose centre is the origin of the patient's frame.
 
@@ -129,8 +131,8 @@ def write_phantoms(
 ) -> list[str]:
     """Write phantoms as a data set in the layout of the Medical Segmentation Decathlon.
 
-    Orientation, oblique rotation (up to 10 degrees), spacing and stored type (int16 for CT; int16, uint16 or float32 for
-    MRI) vary between scans. Phantoms that an earlier call wrote to the folder are replaced.
+    Orientation, oblique rotation (up to 10 degrees), spacing and stored type (int16 for CT; int16, uint16 or float32
+    for MRI) vary between scans. Phantoms that an earlier call wrote to the folder are replaced.
 
     Args:
         output_dir: folder for `imagesTr`, `labelsTr` and `dataset.json`; made where missing.
@@ -193,9 +195,10 @@ def _size(size: str | Sequence[int]) -> tuple[int, ...]:
         if size not in PHANTOM_SIZES:
             raise ValueError(f"size must be one of {', '.join(PHANTOM_SIZES)} or three numbers but is {size!r}")
         return PHANTOM_SIZES[size]
-    if not isinstance(size, Sequence) or len(size) != 3 or min(size) < 1:
+    sides: tuple[int, ...] = tuple(size) if isinstance(size, Sequence) else ()
+    if len(sides) != 3 or min(sides) < 1:
         raise ValueError(f"size must be a name or three positive numbers but is {size!r}")
-    return tuple(size)
+    return sides
 
 
 def _clear(folder: Path) -> None:
@@ -230,7 +233,7 @@ def _save(array: np.ndarray, affine: np.ndarray, path: Path) -> None:
     nib.save(scan, path)
 
 
-def _rotation(degrees: Sequence[float]) -> np.ndarray:
+def _rotation(degrees: ArrayLike) -> np.ndarray:
     """Rotation matrix (3, 3) about x, then y, then z."""
     result = np.eye(3)
     for axis, angle in enumerate(np.deg2rad(np.asarray(degrees, dtype=float))):
@@ -270,9 +273,7 @@ def _positions(shape: Sequence[int], affine: np.ndarray) -> list[np.ndarray]:
     return [sum((affine[row, i] * axes[i] for i in range(3)), affine[row, 3]).astype(np.float32) for row in range(3)]
 
 
-def _radius(
-    position: Sequence[np.ndarray], centre: Sequence[float], half: Sequence[float], tilt: np.ndarray
-) -> np.ndarray:
+def _radius(position: Sequence[np.ndarray], centre: Any, half: Any, tilt: np.ndarray) -> np.ndarray:
     """Distance from the centre of an ellipsoid in units of its surface: below 1 inside."""
     matrix = (np.diag(1 / np.asarray(half)) @ tilt.T).astype(np.float32)
     x, y, z = (p - np.float32(c) for p, c in zip(position, centre, strict=True))
@@ -379,7 +380,8 @@ def _organs(
             sinus = _radius(position, moved - (side * 18, -3, 0), (12, 9, 17), tilt)
             radius[name] = np.maximum(radius[name], 1.05 * (sinus < 1))
     radius["Liver"] = np.minimum(radius["Liver"], radius.pop("left lobe"))
-    bend, end = rng.uniform(-5, 5, 2), rng.uniform(-72, -58)
+    bend = rng.uniform(-5, 5, 2).tolist()
+    end = rng.uniform(-72, -58)
     middle_x = 9 + bend[0] * np.sin(z / 45)
     middle_y = -17 + bend[1] * np.cos(z / 55)
     tube = np.hypot(x - middle_x, y - middle_y) / rng.uniform(10.5, 12.5)

@@ -22,6 +22,7 @@ from ignite.engine import Events
 from monai.utils import set_determinism
 from torch import nn
 
+from custom_components.errors import InputError
 from custom_components.networks.weights import load_weights, save_weights
 
 logger = logging.getLogger(__name__)
@@ -70,9 +71,9 @@ class LastCheckpoint:
         state = torch.load(self.path, map_location="cpu", weights_only=True)
         max_epochs, epoch_length = engine.state.max_epochs, engine.state.epoch_length
         if state["trainer"]["epoch_length"] != epoch_length:
-            raise ValueError(
+            raise InputError(
                 f"{self.path}: was written by a training with {state['trainer']['epoch_length']} steps an epoch, "
-                f"this one has {epoch_length}; use the same settings, another output_dir, or --resume false to start anew"
+                f"this one has {epoch_length}; use the same settings, another output_dir, or --resume False"
             )
         for name, item in self.save_dict.items():
             item.load_state_dict(state[name])

@@ -1,6 +1,6 @@
 """Measures of segmentations and of representations."""
 
 from .retrieval import VoxelRetrieval
-from .segmentation import SegmentationScores, write_scores
+from .segmentation import SegmentationScores, mean_by_class, write_scores
 
-__all__ = ["SegmentationScores", "VoxelRetrieval", "write_scores"]
+__all__ = ["SegmentationScores", "VoxelRetrieval", "mean_by_class", "write_scores"]

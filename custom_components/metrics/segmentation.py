@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -33,8 +34,10 @@ def hausdorff_95(prediction: Tensor, truth: Tensor, spacing: Sequence[float]) ->
         return 0.0 if prediction.any() == truth.any() else math.inf
     # distances depend on nothing outside the two masks: their bounding box, one voxel wider, is enough
     box = _bounding_box(prediction | truth)
-    pair = [mask[box][None, None].float() for mask in (prediction, truth)]
-    return float(compute_hausdorff_distance(*pair, include_background=True, percentile=95, spacing=list(spacing)))
+    first, second = (mask[box][None, None].float() for mask in (prediction, truth))
+    return float(
+        compute_hausdorff_distance(first, second, include_background=True, percentile=95, spacing=list(spacing))
+    )
 
 
 def _bounding_box(mask: Tensor) -> tuple[slice, ...]:
@@ -121,3 +124,13 @@ class SegmentationScores(Metric):
 def write_scores(rows: Sequence[dict[str, Any]], path: str | Path) -> None:
     """Write rows of `SegmentationScores` as CSV."""
     write_csv(path, COLUMNS, rows)
+
+
+def mean_by_class(path: str | Path, column: str = "dice") -> dict[str, float]:
+    """Mean of a column of `metrics.csv` a class, over its cases with a finite value."""
+    values: dict[str, list[float]] = {}
+    with open(path, newline="") as file:
+        for row in csv.DictReader(file):
+            if row[column] and math.isfinite(float(row[column])):
+                values.setdefault(row["class"], []).append(float(row[column]))
+    return {name: sum(found) / len(found) for name, found in values.items()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -35,7 +36,8 @@ class BalancedProjection(nn.Module):
 
     def project_vectors(self, vectors: Sequence[Tensor]) -> list[Tensor]:
         """The same on vectors `(N, V, C_i)` that were read from the pyramid: far fewer than its voxels."""
-        return [F.linear(v, layer.weight.flatten(1), layer.bias) for layer, v in zip(self.layers, vectors)]
+        convolutions = cast("list[nn.Conv3d]", list(self.layers))
+        return [F.linear(v, conv.weight.flatten(1), conv.bias) for conv, v in zip(convolutions, vectors)]
 
 
 class Projector(nn.Module):

@@ -197,7 +197,7 @@ def load_weights(network: nn.Module, path: str | Path) -> nn.Module:
         wants = tuple(own[key].shape) if key in own else "nothing"
         raise WeightsError(
             f"{path}: does not fit this network ({len(wrong)} entries missing or of another shape, {len(surplus)} left "
-            f"over; first: {key}, file has {has}, network wants {wants}); check base_channels, num_scales, head and classes"
+            f"over; first: {key}, file has {has}, network wants {wants}); check base_channels, num_scales and head"
         )
     network.load_state_dict(state)
     logger.info("network: all %d entries loaded from %s", len(own), path)

@@ -1,6 +1,6 @@
-"""The augmentations of vox2vec (Goncharov et al., MICCAI 2023), for CT in HU: blur or sharpening in plane, and a random window.
+"""The augmentations of vox2vec (Goncharov et al., MICCAI 2023) for CT in HU: blur or sharpen in plane, random window.
 
-Its third one, noise of up to 30 HU, is MONAI's `RandGaussianNoised(keys, prob=0.5, std=30.0)`, which draws the standard
+The third one, noise of up to 30 HU, is MONAI's `RandGaussianNoised(keys, prob=0.5, std=30.0)`, which draws the standard
 deviation uniformly from [0, std] (`sample_std=True`, the default). MONAI shares the noise between the keys of one
 transform, so give each view a transform of its own. vox2vec's order is blur or sharpen, noise, window.
 """
@@ -84,7 +84,7 @@ class RandInPlaneBlurOrSharpen(RandomizableTransform):
             self.randomize()
         if not self._do_transform:
             return img
-        plain = img.as_tensor() if isinstance(img, MetaTensor) else img
+        plain = img.as_tensor() if isinstance(img, MetaTensor) else torch.as_tensor(img)
         if self.sharpens:
             out = sharpen_in_plane(plain, self.drawn_sigma, self.mask_sigma, self.drawn_alpha)
         else:
@@ -179,7 +179,7 @@ class RandWindow(RandomizableTransform):
         img = convert_to_tensor(img, track_meta=get_track_meta())
         if randomize:
             self.randomize()
-        out = window(img.as_tensor() if isinstance(img, MetaTensor) else img, *self.bounds)
+        out = window(img.as_tensor() if isinstance(img, MetaTensor) else torch.as_tensor(img), *self.bounds)
         return convert_to_dst_type(out, dst=img, dtype=out.dtype)[0]
 
 

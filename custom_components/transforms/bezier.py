@@ -20,8 +20,8 @@ def bezier_table(control_points: torch.Tensor, num_points: int) -> torch.Tensor:
     """Values of a cubic Bezier curve from (0, 0) to (1, 1) at equally spaced intensities.
 
     The curve is monotone for all control points in [0, 1]: the derivative of each coordinate, over 3, is
-    p * ((1-t)^2 - 2t(1-t)) + q * (2t(1-t) - t^2) + t^2, linear in p and in q, so smallest at a corner of [0, 1]^2, where
-    it is t^2, (1-2t)^2, 2t(1-t) or (1-t)^2.
+    p * ((1-t)^2 - 2t(1-t)) + q * (2t(1-t) - t^2) + t^2, linear in p and in q, so smallest at a corner of [0, 1]^2,
+    where it is t^2, (1-2t)^2, 2t(1-t) or (1-t)^2.
 
     Args:
         control_points: (2, 2), the two inner control points, each (intensity, value) in [0, 1].
@@ -53,9 +53,9 @@ def apply_table(image: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
 class RandBezierIntensity(RandomizableTransform):
     """Map the intensities of an image (C, H, W, D) in [0, 1] along a random, monotone cubic Bezier curve.
 
-    The curve runs from (0, 0) to (1, 1); its two inner control points are uniform in [0, 1]^2. It is read from a table: the
-    result is the exact value of an intensity at most 4 / (num_points - 1) = 2.4e-4 away. Its error is below 1e-3, but on a
-    nearly vertical piece of the curve. Values outside [0, 1] are clamped.
+    The curve runs from (0, 0) to (1, 1); its two inner control points are uniform in [0, 1]^2. It is read from a table:
+    the result is the exact value of an intensity at most 4 / (num_points - 1) = 2.4e-4 away. The error is below 1e-3,
+    except on a nearly vertical piece of the curve. Values outside [0, 1] are clamped.
 
     Args:
         prob: probability to change the image at all.
@@ -87,7 +87,7 @@ class RandBezierIntensity(RandomizableTransform):
             self.randomize()
         if not self._do_transform:
             return img
-        plain = img.as_tensor() if isinstance(img, MetaTensor) else img
+        plain = img.as_tensor() if isinstance(img, MetaTensor) else torch.as_tensor(img)
         out = apply_table(plain, bezier_table(self.control_points, self.num_points))
         return convert_to_dst_type(out, dst=img, dtype=out.dtype)[0]
 

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import torch
 from monai.config import KeysCollection, NdarrayOrTensor
-from monai.data import MetaTensor
+from monai.data import MetaTensor, get_track_meta
 from monai.transforms import MapTransform, Transform
-from monai.utils import convert_to_dst_type
+from monai.utils import convert_to_dst_type, convert_to_tensor
 from scipy import ndimage
 
 from .checks import scan_name
@@ -36,9 +36,9 @@ def otsu_threshold(values: np.ndarray, bins: int = 256) -> float:
 def mri_threshold(volume: np.ndarray) -> float:
     """Intensity between air and tissue of an MRI (H, W, D), in the volume's own unit.
 
-    It lies 30% of the way from the 1st percentile to Otsu's threshold. Otsu's own threshold separates fat from muscle as
-    readily as tissue from air; 30% of it is above the noise of air and below muscle, and it moves with any linear change
-    of the intensities. The brightest percent is clipped first, so that a few bright voxels do not move it.
+    It lies 30% of the way from the 1st percentile to Otsu's threshold. Otsu's own threshold separates fat from muscle
+    as readily as tissue from air; 30% of it is above the noise of air and below muscle, and it follows any linear
+    change of the intensities. The brightest percent is clipped first, so that a few bright voxels do not move it.
     """
     volume = np.asarray(volume, dtype=np.float32)
     dark, bright = (np.float32(value) for value in np.percentile(volume, [1, 99]))
@@ -54,9 +54,11 @@ def keep_large(mask: np.ndarray, min_voxels: float | None = None, fraction: floa
     if count == 0:
         return mask.astype(bool)
     # slice by slice, because bincount copies its input to int64
-    sizes = sum(np.bincount(plane.ravel(), minlength=count + 1) for plane in regions)
+    sizes = np.zeros(count + 1, dtype=np.int64)
+    for plane in regions:
+        sizes += np.bincount(plane.ravel(), minlength=count + 1)
     sizes[0] = 0
-    keep = sizes >= (fraction * sizes.max() if min_voxels is None else min_voxels)
+    keep = np.asarray(sizes >= (fraction * sizes.max() if min_voxels is None else min_voxels))
     keep[0] = False
     return keep[regions]
 
@@ -80,9 +82,9 @@ class BodyMask(Transform):
     """Mask of the patient's body in an image (C, H, W, D) whose last axis is the axial one (RAS orientation).
 
     CT, in HU: voxels above -500 HU, without islands (table, tubes, cushions), with all that they enclose in an axial
-    slice (lungs, bowel gas). MRI, in any unit: the same above `mri_threshold`; a dark region that reaches the border counts
-    as air only where it holds at least 5% of the volume, so that a crop full of tissue keeps the fluid at its border.
-    Of several channels the first one decides.
+    slice (lungs, bowel gas). MRI, in any unit: the same above `mri_threshold`; a dark region that reaches the border
+    counts as air only where it holds at least 5% of the volume, so that a crop full of tissue keeps the fluid at its
+    border. Of several channels the first one decides.
 
     Args:
         modality: "CT" or "MRI".
@@ -103,13 +105,13 @@ class BodyMask(Transform):
         self.modality = modality
         self.min_island = MIN_ISLAND[modality] if min_island is None else min_island
 
-    def __call__(self, image: NdarrayOrTensor) -> torch.Tensor:
+    def __call__(self, image: NdarrayOrTensor) -> NdarrayOrTensor:
         if image.ndim != 4:
             raise ValueError(
                 f"{scan_name(image)}: expected an image (C, H, W, D) but its shape is {tuple(image.shape)}"
             )
-        plain = image.as_tensor() if isinstance(image, MetaTensor) else torch.as_tensor(image)
-        volume = plain[0].cpu().numpy()
+        image = convert_to_tensor(image, track_meta=get_track_meta())
+        volume = (image.as_tensor() if isinstance(image, MetaTensor) else image)[0].cpu().numpy()
         if self.modality == "CT":
             if volume.min() >= 0 and volume.max() <= 1:
                 raise ValueError(
@@ -125,8 +127,7 @@ class BodyMask(Transform):
             mask = ~keep_large(~mask, min_voxels=MRI_MIN_AIR * mask.size)
         if not mask.any():
             mask[:] = True
-        body, *_ = convert_to_dst_type(torch.from_numpy(mask[None].view(np.uint8)), dst=image, dtype=torch.uint8)
-        return body if isinstance(body, torch.Tensor) else torch.from_numpy(body)
+        return convert_to_dst_type(torch.from_numpy(mask[None].view(np.uint8)), dst=image, dtype=torch.uint8)[0]
 
 
 class BodyMaskd(MapTransform):

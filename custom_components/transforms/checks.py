@@ -10,6 +10,8 @@ from monai.config import KeysCollection, NdarrayOrTensor
 from monai.data import MetaTensor
 from monai.transforms import MapTransform, Transform
 
+from custom_components.errors import InputError
+
 
 def scan_name(image: NdarrayOrTensor, name: Any = None) -> str:
     """What to call an image in a message: `name`, else the file that it was read from, else "image"."""
@@ -27,9 +29,9 @@ class CheckScan(Transform):
         channels: the number of channels C that the image must have.
 
     Raises:
-        ValueError: one sentence with the file's name, what was expected, what came and what to do, where the image is
-            not 3D (a 2D picture, a time series), has another number of channels, holds NaN or infinite voxels, or is
-            constant or without voxels.
+        InputError: (a ValueError) one sentence with the file's name, what was expected, what came and what to do, where
+            the image is not 3D (a 2D picture, a time series), has another number of channels, holds NaN or infinite
+            voxels, or is constant or without voxels.
     """
 
     def __init__(self, channels: int = 1) -> None:
@@ -42,26 +44,26 @@ class CheckScan(Transform):
         wanted = f"a 3D scan of shape ({self.channels}, H, W, D) was expected"
         if len(shape) != 4:
             what = "a 2D image" if len(shape) == 3 else f"an array of {len(shape)} axes"
-            raise ValueError(f"{name}: {wanted} but {what} of shape {shape} came; store one 3D volume a file")
+            raise InputError(f"{name}: {wanted} but {what} of shape {shape} came; store one 3D volume a file")
         if shape[0] != self.channels:
-            raise ValueError(
+            raise InputError(
                 f"{name}: {wanted} but shape {shape} with {shape[0]} channels came; "
                 f"store one 3D volume a file (split time points or modalities) or set channels={shape[0]}"
             )
         if 0 in shape:
-            raise ValueError(f"{name}: {wanted} but an empty image of shape {shape} came; export the scan again")
+            raise InputError(f"{name}: {wanted} but an empty image of shape {shape} came; export the scan again")
         values = torch.as_tensor(image.as_tensor() if isinstance(image, MetaTensor) else image)
         if values.is_floating_point():
             finite = torch.isfinite(values)
             if not finite.all():
                 count = values.numel() - int(finite.sum())
-                raise ValueError(
+                raise InputError(
                     f"{name}: finite values were expected but {count} of {values.numel()} voxels are NaN or infinite; "
                     "replace them by the value of air or export the scan again"
                 )
         low, high = values.min(), values.max()
         if low == high:
-            raise ValueError(
+            raise InputError(
                 f"{name}: a scan with contrast was expected but every voxel has the value {low.item():g}; "
                 "export the scan again or remove the file"
             )
@@ -78,7 +80,7 @@ class CheckScand(MapTransform):
         allow_missing_keys: skip keys that are absent.
 
     Raises:
-        ValueError: as `CheckScan`.
+        InputError: as `CheckScan`.
     """
 
     def __init__(

@@ -57,12 +57,12 @@ def inpaint_boxes(
 class RandInPaint(RandomizableTransform):
     """Fill random boxes of an image (C, H, W, D) with uniform noise.
 
-    There is one box, a further one with probability `further_box_prob`, and so on up to `max_boxes`. Each side's length is
-    uniform over the whole numbers from `min_fraction` to `max_fraction` of the image's side (both rounded down, at least
-    1 voxel), and the box's place is uniform inside the image. Boxes may overlap.
+    There is one box, a further one with probability `further_box_prob`, and so on up to `max_boxes`. Each side's length
+    is uniform over the whole numbers from `min_fraction` to `max_fraction` of the image's side (both rounded down, at
+    least 1 voxel), and the box's place is uniform inside the image. Boxes may overlap.
 
-    Not MONAI's `RandCoarseDropout`, because it writes into its input, which is the target of restoration here, draws the
-    number of boxes uniformly, takes sizes in voxels, and loops over the boxes with float64 noise.
+    Not MONAI's `RandCoarseDropout`, which is as fast for one view, because that writes into its input, here the target
+    of restoration, draws the number of boxes uniformly, takes sizes in voxels, and loops over the boxes.
 
     Args:
         prob: probability to in-paint at all.
@@ -125,7 +125,7 @@ class RandInPaint(RandomizableTransform):
             self.randomize(img.shape[1:])
         if not self._do_transform:
             return img
-        plain = img.as_tensor() if isinstance(img, MetaTensor) else img
+        plain = img.as_tensor() if isinstance(img, MetaTensor) else torch.as_tensor(img)
         plain = plain if plain.is_floating_point() else plain.float()
         out = inpaint_boxes(plain, self.starts, self.sizes, self.seed, self.fill_range)
         return convert_to_dst_type(out, dst=img, dtype=out.dtype)[0]

@@ -15,7 +15,7 @@ from torch import Tensor
 
 
 def logits_to_label(logits: Tensor) -> Tensor:
-    """Label `(1, H, W, D)` uint8 of logits `(K, H, W, D)`: the class (k + 1) of the highest logit, 0 where none is positive."""
+    """Label `(1, H, W, D)` uint8 of logits `(K, H, W, D)`: k + 1 of the highest logit, 0 where none is positive."""
     highest, index = logits.max(0, keepdim=True)
     return torch.where(highest > 0, index + 1, 0).to(torch.uint8)
 
@@ -33,7 +33,9 @@ class LogitsToLabel(Transform):
     def __init__(self, slab_voxels: int = 1 << 20) -> None:
         self.slab_voxels = slab_voxels
 
-    def __call__(self, logits: Tensor, affine: Any, target_affine: Any, target_shape: Sequence[int]) -> MetaTensor:
+    def __call__(  # type: ignore[override]
+        self, logits: Tensor, affine: Any, target_affine: Any, target_shape: Sequence[int]
+    ) -> MetaTensor:
         """The label on the target grid.
 
         Args:
@@ -78,8 +80,8 @@ def _sampling_grid(
 
 
 class LogitsToLabeld(MapTransform):
-    """Dictionary form of `LogitsToLabel`: `keys` hold logits on the grid of `image_key`, and come back as labels on the grid
-    that the image's file has (`original_affine` and `spatial_shape` of its metadata), named after that file.
+    """Dictionary form of `LogitsToLabel`: logits on the preprocessed image's grid come back as labels on the grid that
+    the image's file has (`original_affine` and `spatial_shape` of its metadata), named after that file.
 
     Args:
         keys: logits.

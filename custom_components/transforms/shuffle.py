@@ -1,7 +1,6 @@
 """Local pixel shuffling: the voxels of many small blocks are permuted, each block on its own.
 
-Source: Chen et al., Self-supervised learning for medical image analysis using image context restoration (2019), and Zhou
-et al., Models Genesis (2019), in the setting of Kats et al. (2024): 5,000 blocks of 1/20 of each side.
+Source: Zhou et al., Models Genesis (2019), in the setting of Kats et al. (2024): 5,000 blocks of 1/20 of each side.
 """
 
 from __future__ import annotations
@@ -27,8 +26,8 @@ def shuffle_blocks(
         image: (C, H, W, D), any dtype; all channels are permuted alike.
         block_starts: int64 (K, 3), first voxel of each block; the blocks lie inside the image and do not overlap.
         block_size: the blocks' sides in voxels; V is their product.
-        permutations: int64 (K, V); voxel j of block k takes the value of voxel `permutations[k, j]` of that block, where
-            a block's voxels are counted with the last axis fastest.
+        permutations: int64 (K, V); voxel j of block k takes the value of voxel `permutations[k, j]` of that block,
+            where a block's voxels are counted with the last axis fastest.
 
     Returns:
         (C, H, W, D), with the same values in another order.
@@ -50,10 +49,10 @@ class RandLocalShuffle(RandomizableTransform):
     """Permute the voxels inside many small blocks of an image (C, H, W, D) of any intensity range.
 
     A block's side is `block_fraction` of the image's, rounded down, at least `min_block_size` and at most the image's
-    side: 6 x 6 x 2 voxels for a view of 128 x 128 x 32, where the reference has 6 x 6 x 1. The blocks are cells of a regular
-    grid with a random offset, chosen without repetition: `num_blocks`, or all cells where the grid has fewer. So blocks do
-    not overlap, the histogram is kept exactly, and each block has a permutation of its own, the same in all channels.
-    With the defaults 5,000 of up to 7,056 cells, two thirds of such a view, are shuffled.
+    side: 6 x 6 x 2 voxels for a view of 128 x 128 x 32, where the reference has 6 x 6 x 1. The blocks are cells of a
+    regular grid with a random offset, chosen without repetition: `num_blocks`, or all cells where the grid has fewer.
+    So blocks do not overlap, the histogram is kept exactly, and each block has a permutation of its own, the same in
+    all channels. With the defaults 5,000 of up to 7,056 cells, two thirds of such a view, are shuffled.
 
     Args:
         prob: probability to shuffle at all.
@@ -115,7 +114,7 @@ class RandLocalShuffle(RandomizableTransform):
             self.randomize(img.shape[1:])
         if not self._do_transform:
             return img
-        plain = img.as_tensor() if isinstance(img, MetaTensor) else img
+        plain = img.as_tensor() if isinstance(img, MetaTensor) else torch.as_tensor(img)
         out = shuffle_blocks(plain, self.block_starts, self.block_size(plain.shape[1:]), self.permutations)
         return convert_to_dst_type(out, dst=img, dtype=out.dtype)[0]
 

@@ -11,6 +11,8 @@ from monai.config import KeysCollection, NdarrayOrTensor
 from monai.data import MetaTensor
 from monai.transforms import MapTransform, Randomizable, Transform
 
+from custom_components.errors import InputError
+
 from .checks import scan_name
 
 TRIES_PER_ROUND = 256
@@ -40,8 +42,8 @@ def as_array(tensor: NdarrayOrTensor) -> np.ndarray:
 def random_body_voxel(body: np.ndarray, random: np.random.RandomState) -> tuple[int, int, int] | None:
     """A uniformly random position where `body` (H, W, D) is not 0; None where it is 0 everywhere.
 
-    Random positions are looked up until one lies in the body: the first that does is uniform over the body. A small body
-    that is missed over and over is searched instead, which is uniform as well.
+    Random positions are looked up until one lies in the body: the first that does is uniform over the body. A small
+    body that is missed over and over is searched instead, which is uniform as well.
     """
     for _ in range(ROUNDS):
         tries = np.unravel_index(random.randint(0, body.size, TRIES_PER_ROUND, dtype=np.int64), body.shape)
@@ -58,7 +60,7 @@ def random_body_voxel(body: np.ndarray, random: np.random.RandomState) -> tuple[
 def crop_start_range(anchor: int, side: int, crop: int) -> tuple[int, int]:
     """First and last start, in voxels, of a crop of length `crop` that contains `anchor` on an axis of length `side`.
 
-    A crop inside the axis starts at 0 or later; a crop longer than the axis starts at 0 or before and contains all of it.
+    A crop inside the axis starts at 0 or later; one longer than the axis starts at 0 or before and contains all of it.
     """
     return max(min(0, side - crop), anchor - crop + 1), min(max(0, side - crop), anchor)
 
@@ -119,11 +121,12 @@ class OverlappingViews(Randomizable, Transform):
         num_pairs: pairs a call.
         pad_value: value outside the volume, in the image's unit.
 
-    Call it on an image (C, H, W, D) and its body mask (1, H, W, D), not 0 in the body; it returns `num_pairs` `ViewPair`s
-    of plain, contiguous tensors.
+    Call it on an image (C, H, W, D) and its body mask (1, H, W, D), not 0 in the body; it returns `num_pairs`
+    `ViewPair`s of plain, contiguous tensors.
 
     Raises:
-        ValueError: the body mask is empty or does not fit the image, or a setting is not positive.
+        InputError: (a ValueError) the body mask is empty.
+        ValueError: the body mask does not fit the image, or a setting is not positive.
     """
 
     def __init__(
@@ -152,7 +155,9 @@ class OverlappingViews(Randomizable, Transform):
             start_1, start_2 = (tuple(int(self.R.randint(a, b + 1)) for a, b in ranges) for _ in range(2))
             self.pairs.append((start_1, start_2, int(self.R.randint(2**31))))
 
-    def __call__(self, image: NdarrayOrTensor, body: NdarrayOrTensor, name: Any = None) -> list[ViewPair]:
+    def __call__(  # type: ignore[override]
+        self, image: NdarrayOrTensor, body: NdarrayOrTensor, name: Any = None
+    ) -> list[ViewPair]:
         """Cut the pairs of views; `name` is used in messages instead of the name of the image's file."""
         if image.ndim != 4 or tuple(body.shape) != (1, *image.shape[1:]):
             raise ValueError(
@@ -161,7 +166,7 @@ class OverlappingViews(Randomizable, Transform):
             )
         self.randomize(as_array(body)[0])
         if not self.pairs:
-            raise ValueError(
+            raise InputError(
                 f"{scan_name(image, name)}: the body mask is empty, so there is no voxel to cut views around; "
                 "check the scan and the settings of its body mask"
             )
@@ -190,7 +195,7 @@ class OverlappingViewsd(Randomizable, MapTransform):
         allow_missing_keys: return an empty list where the image is absent.
 
     Raises:
-        ValueError: more than one key, and as `OverlappingViews`.
+        ValueError, InputError: more than one key, and as `OverlappingViews`.
     """
 
     def __init__(
@@ -223,4 +228,4 @@ class OverlappingViewsd(Randomizable, MapTransform):
         pairs: list[ViewPair] = []
         for key in self.key_iterator(dict(data)):
             pairs += self.views(data[key], data[self.body_key], name=next(iter(passed.values()), None))
-        return [{**pair._asdict(), **passed} for pair in pairs]
+        return [dict(pair._asdict()) | passed for pair in pairs]

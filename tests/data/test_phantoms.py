@@ -1,10 +1,8 @@
 import hashlib
 import json
-import subprocess
-import sys
 import time
-from pathlib import Path
 
+import fire
 import nibabel as nib
 import numpy as np
 import pytest
@@ -21,8 +19,6 @@ from custom_components.data import (
 )
 from scripts.phantoms import phantoms
 
-ROOT = Path(__file__).resolve().parents[2]
-
 
 def centres(label, affine):
     """Centre of mass of each class in the patient's RAS frame, mm."""
@@ -36,20 +32,20 @@ def sizes(label, affine):
     return dict(zip(PHANTOM_CLASSES, counts * abs(np.linalg.det(affine)) / 1000, strict=True))
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("modality", ["CT", "MRI"])
 def test_every_phantom_has_all_organs_at_the_default_size(modality, seed):
     image, label, affine = make_phantom(modality, seed)
     assert image.shape == label.shape == (96, 80, 72)
     assert image.dtype == np.float32 and label.dtype == np.uint8 and affine.shape == (4, 4)
     assert np.isfinite(image).all()
-    assert np.bincount(label.ravel()).tolist()[1:] and min(np.bincount(label.ravel(), minlength=7)) >= 50
+    assert np.bincount(label.ravel(), minlength=7).min() >= 50
     assert label.max() == len(PHANTOM_CLASSES)
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(3))
 def test_organs_are_where_they_belong_in_the_patient(seed):
-    _, label, affine = make_phantom("CT", seed)
+    _, label, affine = make_phantom("CT", seed, (48, 40, 36), (7.2, 6.2, 7.6))
     where = centres(label, affine)
     assert where["Liver"][0] < -20 < 20 < where["Spleen"][0]  # -x is the patient's right
     assert where["RightKidney"][0] < -30 and where["LeftKidney"][0] > 30
@@ -61,7 +57,7 @@ def test_organs_are_where_they_belong_in_the_patient(seed):
 
 def test_organs_differ_in_shape_size_and_place_between_seeds():
     volumes, places = [], []
-    for seed in range(8):
+    for seed in range(6):
         _, label, affine = make_phantom("MRI", seed, (48, 40, 36), (7.2, 6.2, 7.6))
         volumes.append(list(sizes(label, affine).values()))
         places.append(list(centres(label, affine).values()))
@@ -138,12 +134,9 @@ def test_no_threshold_finds_an_organ_but_its_surroundings_are_not_the_same():
 
 
 def test_a_small_phantom_takes_less_than_a_second():
-    times = []
-    for _ in range(3):
-        start = time.perf_counter()
-        make_phantom("CT", 0)
-        times.append(time.perf_counter() - start)
-    assert min(times) < 1
+    start = time.thread_time()  # not the clock on the wall: other programs may be running
+    make_phantom("CT", 0)
+    assert time.thread_time() - start < 1
 
 
 def test_extreme_grids_work():
@@ -228,13 +221,11 @@ def test_wrong_sizes_and_numbers_are_refused_before_anything_is_written(tmp_path
     assert not (tmp_path / "p").exists()
 
 
-def test_the_command_line_writes_and_says_where(tmp_path):
-    command = [sys.executable, "-m", "scripts.phantoms", "--output_dir", str(tmp_path / "p"), "--num", "2"]
-    done = subprocess.run(
-        [*command, "--shape", "16,14,12", "--modality", "ct"], cwd=ROOT, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout == f"wrote 2 CT phantoms (phantom_ct_000 to phantom_ct_001) to {tmp_path / 'p'}\n"
+def test_the_command_line_writes_and_says_where(tmp_path, capsys):
+    arguments = f"--output_dir {tmp_path / 'p'} --num 2 --shape 16,14,12 --modality ct"
+    fire.Fire(phantoms, command=arguments)
+    assert capsys.readouterr().out == f"wrote 2 CT phantoms (phantom_ct_000 to phantom_ct_001) to {tmp_path / 'p'}\n"
+    assert len(read_datalist(tmp_path / "p", labelled=False)) == 2
 
 
 def test_the_command_line_fails_in_one_sentence(tmp_path):

@@ -1,0 +1,64 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from monai.data import MetaTensor
+
+from custom_components.transforms import CheckScan, CheckScand
+
+
+def scan(shape=(1, 4, 5, 6)) -> torch.Tensor:
+    return torch.arange(int(np.prod(shape))).view(shape).float()
+
+
+@pytest.mark.parametrize("convert", [torch.Tensor.numpy, torch.Tensor.half, torch.Tensor.short, MetaTensor])
+def test_a_good_scan_comes_back_as_the_same_object(convert):
+    image = convert(scan())
+    assert CheckScan()(image) is image
+
+
+@pytest.mark.parametrize(
+    ("image", "parts"),
+    [
+        (scan((1, 4, 5)), ["2D image", "(1, 4, 5)"]),
+        (scan((1, 4, 5, 6, 7)), ["array of 5 axes", "(1, 4, 5, 6, 7)"]),
+        (scan((3, 4, 5, 6)), ["3 channels", "channels=3"]),
+        (torch.zeros(1, 4, 0, 6), ["empty"]),
+        (torch.full((1, 4, 5, 6), 7), ["every voxel has the value 7"]),
+        (torch.full((1, 4, 5, 6), -0.5), ["every voxel has the value -0.5"]),
+    ],
+)
+def test_a_bad_scan_is_refused_in_one_sentence_that_names_its_file(image, parts):
+    with pytest.raises(ValueError) as caught:
+        CheckScan()(MetaTensor(image, meta={"filename_or_obj": "folder/case_012.nii.gz"}))
+    message = str(caught.value)
+    assert message.startswith("folder/case_012.nii.gz: ") and "\n" not in message
+    assert all(part in message for part in parts), message
+
+
+def test_nan_and_infinite_voxels_are_counted():
+    image = scan()
+    image[0, 0, 0, :2] = float("nan")
+    image[0, 3, 4, 5] = -float("inf")
+    with pytest.raises(ValueError, match="3 of 120 voxels are NaN or infinite"):
+        CheckScan()(image)
+
+
+def test_several_channels_pass_where_they_are_expected():
+    CheckScan(channels=3)(scan((3, 4, 5, 6)))
+    with pytest.raises(ValueError, match="1 channels came"):
+        CheckScan(channels=3)(scan())
+
+
+def test_an_image_without_a_file_is_named_by_the_name_key():
+    with pytest.raises(ValueError, match="^case_7: "):
+        CheckScand("image", name_key="case")({"image": torch.zeros(1, 4, 4, 4), "case": "case_7"})
+    with pytest.raises(ValueError, match="^image: "):
+        CheckScand("image")({"image": np.zeros((1, 4, 4, 4))})
+
+
+def test_the_dictionary_form_leaves_every_entry_as_it_is():
+    data = {"image": MetaTensor(scan()), "label": torch.zeros(1), "case": "a"}
+    checked = CheckScand("image", name_key="case")(data)
+    assert checked.keys() == data.keys() and all(checked[key] is data[key] for key in data)
