@@ -39,7 +39,7 @@ class VoxelRetrieval(Metric):
     ) -> None:
         self.csv_path = csv_path
         self.spacing = torch.tensor([float(s) for s in spacing])
-        self.within, self.distances = within, tuple(distances)
+        self.within, self.distances = within, tuple(sorted({within, *distances}))
         super().__init__(**kwargs)
 
     def reset(self) -> None:

@@ -1,0 +1,81 @@
+"""What a user sees on the command line when the input is wrong: one sentence that names the file, and no traceback."""
+
+import json
+import shutil
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from .conftest import CLASSES, SHORT, SMALL
+
+pytestmark = pytest.mark.slow
+SEGMENTATION = {**SMALL, **SHORT, **CLASSES, "pretrained": "none"}
+
+
+@pytest.fixture
+def dataset(mri_phantoms, tmp_path):
+    """A copy of the phantoms that a test may spoil."""
+    return shutil.copytree(mri_phantoms, tmp_path / "data")
+
+
+def complaint(done):
+    assert done.returncode != 0
+    assert "Traceback" not in done.stderr, done.stderr[-3000:]
+    lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1, done.stderr[-3000:]
+    return done.stderr[done.stderr.index("error: ") :]
+
+
+def test_damaged_scans_are_named_before_training_starts(command_line, dataset, tmp_path):
+    """NaN voxels, a constant image and a truncated file at once: three faults, three lines."""
+    scans = sorted((dataset / "imagesTr").glob("*.nii.gz"))
+    for scan, value in zip(scans, (np.nan, 0.0)):
+        image = nib.load(scan)
+        volume = np.asarray(image.dataobj).astype(np.float32)
+        volume[:] = 7.0
+        volume[0, 0, 0] = value if np.isnan(value) else 7.0
+        nib.save(nib.Nifti1Image(volume, image.affine), scan)
+    content = scans[2].read_bytes()
+    scans[2].write_bytes(content[: len(content) // 2])
+    done = command_line("mri_dense_ssl", "train", dataset_dir=dataset, output_dir=tmp_path / "o", **SMALL, **SHORT)
+    text = complaint(done)
+    held_out = [scan.name for scan in scans[:3] if scan.name not in text]
+    assert len(held_out) <= 1 and len(text.strip().splitlines()) >= 2
+    assert not (tmp_path / "o" / "checkpoints").exists()
+
+
+def test_label_and_image_of_different_shape(command_line, dataset, tmp_path):
+    label = sorted((dataset / "labelsTr").glob("*.nii.gz"))[0]
+    image = nib.load(label)
+    nib.save(nib.Nifti1Image(np.asarray(image.dataobj)[:-1], image.affine), label)
+    name = "hippocampus_mri_segmentation"
+    text = complaint(command_line(name, "train", dataset_dir=dataset, output_dir=tmp_path / "o", **SEGMENTATION))
+    assert label.name in text and "shape" in text or "but label is" in text
+
+
+def test_classes_that_are_not_those_of_the_data(command_line, dataset, tmp_path):
+    listing = json.loads((dataset / "dataset.json").read_text())
+    listing["labels"]["1"] = "Heart"
+    (dataset / "dataset.json").write_text(json.dumps(listing))
+    name = "hippocampus_mri_segmentation"
+    text = complaint(command_line(name, "train", dataset_dir=dataset, output_dir=tmp_path / "o", **SEGMENTATION))
+    assert "Heart" in text and "Liver" in text
+
+
+def test_an_empty_folder(command_line, tmp_path):
+    (tmp_path / "empty").mkdir()
+    settings = {**SMALL, **SHORT, "dataset_dir": tmp_path / "empty", "output_dir": tmp_path / "o"}
+    assert "empty" in complaint(command_line("mri_dense_ssl", "train", **settings))
+
+
+def test_weights_that_do_not_exist(command_line, dataset, tmp_path):
+    name = "hippocampus_mri_segmentation"
+    settings = {
+        "dataset_dir": dataset,
+        "output_dir": tmp_path / "o",
+        "weights": tmp_path / "none.pt",
+        **SMALL,
+        **CLASSES,
+    }
+    assert "none.pt: no such weight file" in complaint(command_line(name, "inference", **settings))

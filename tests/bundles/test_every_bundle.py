@@ -1,0 +1,146 @@
+import json
+import re
+import shutil
+from pathlib import Path
+
+import monai.bundle
+import pytest
+import torch
+from monai.bundle import ConfigParser
+
+from .conftest import BUNDLES, CLASSES, SHORT, SMALL
+
+NAMES = sorted(path.name for path in BUNDLES.iterdir() if (path / "configs").is_dir())
+SHARED = ["dataset_dir", "output_dir", "device", "base_channels", "num_scales", "weights"]
+RELEASED = [name for name in NAMES if (BUNDLES / name / "models" / "model.pt").is_file()]
+
+
+def config(bundle, *names):
+    parser = ConfigParser()
+    parser.read_config([BUNDLES / bundle / "configs" / f"{name}.json" for name in names])
+    return parser
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_bundle_has_every_file(name):
+    for file in ("train", "evaluate", "inference", "metadata", "multi_gpu_train"):
+        json.loads((BUNDLES / name / "configs" / f"{file}.json").read_text())
+    for file in ("configs/logging.conf", "docs/README.md", "LICENSE"):
+        assert (BUNDLES / name / file).is_file(), file
+    assert not list((BUNDLES / name).rglob("*.py"))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_configs_agree_on_what_they_share(name):
+    configs = {file: config(name, file).get() for file in ("train", "evaluate", "inference")}
+    for key in SHARED:
+        assert all(key in content for content in configs.values()), key
+    for key in ("seed", "num_labelled", "max_steps", "pretrained"):
+        assert key in configs["train"]
+    common = set(configs["train"]) & set(configs["evaluate"]) - {"initialize", "run", "imports", "device"}
+    differing = {"max_voxels", "pairs_per_scan", "network_def", "preparation"}
+    for key in common - differing:
+        assert configs["evaluate"][key] == configs["train"][key], key
+    for key in set(configs["inference"]) & set(configs["evaluate"]) - {"initialize", "imports", "network_def"}:
+        if key in configs["train"]:
+            assert configs["inference"][key] == configs["evaluate"][key], key
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_evaluation_and_inference_prepare_the_image_alike(name):
+    def image_steps(transforms):
+        steps = []
+        for step in transforms:
+            if step["_target_"] in (
+                "Orientationd",
+                "Spacingd",
+                "ScaleIntensityRangePercentilesd",
+                "ScaleIntensityRanged",
+            ):
+                step = {**step, "keys": "image"}
+                if isinstance(step.get("mode"), list):
+                    step["mode"] = step["mode"][0]
+                steps.append(step)
+        return steps
+
+    train, inference = config(name, "train").get(), config(name, "inference").get()
+    evaluate = config(name, "evaluate").get()
+    expected = image_steps(train["preparation"])
+    assert len(expected) == 3
+    assert image_steps(inference["preprocessing"]["transforms"]) == expected
+    assert image_steps(evaluate.get("preparation") or evaluate["preprocessing"]["transforms"]) == expected
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_expressions_hold_one_expression_and_no_statement(name):
+    for path in (BUNDLES / name / "configs").glob("*.json"):
+        for expression in re.findall(r'"\$([^"]*)"', path.read_text()):
+            assert ";" not in expression and "\n" not in expression and len(expression) < 160, (path.name, expression)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_verify_net_in_out_agrees_with_the_metadata(name):
+    folder = BUNDLES / name / "configs"
+    for file in ("train", "evaluate", "inference"):
+        monai.bundle.verify_net_in_out(
+            "network_def", str(folder / "metadata.json"), str(folder / f"{file}.json"), device="cpu", any=20
+        )
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("kind", ["train", "infer"])
+def test_monai_finds_the_properties_it_looks_for(name, kind, mri_phantoms, tmp_path):
+    if name not in RELEASED:
+        pytest.skip("no weights are released in this bundle yet")
+    classes = CLASSES if name.endswith("segmentation") and kind == "train" else {}
+    workflow = monai.bundle.create_workflow(
+        config_file=str(BUNDLES / name / "configs" / ("train.json" if kind == "train" else "inference.json")),
+        workflow_type=kind,
+        bundle_root=str(BUNDLES / name),
+        dataset_dir=str(mri_phantoms),
+        output_dir=str(tmp_path),
+        spacing=[8.0, 8.0, 8.0],
+        **classes,
+    )
+    assert workflow.check_properties() == []
+    assert workflow.network_def is not None and workflow.version
+
+
+@pytest.mark.parametrize("name", RELEASED)
+def test_released_weights_are_what_their_documents_say(name):
+    folder = BUNDLES / name
+    weights = folder / "models" / "model.pt"
+    record = json.loads((folder / "models" / "model.json").read_text())
+    metadata = json.loads((folder / "configs" / "metadata.json").read_text())
+    assert weights.stat().st_size <= 25e6
+    assert all(isinstance(value, torch.Tensor) for value in torch.load(weights, weights_only=True).values())
+    assert metadata["weights"]["models/model.pt"]["sha256"] == record["sha256"]
+    assert record["sha256"] in (folder / "docs" / "README.md").read_text()
+    assert not Path(record["data"]).is_absolute()
+
+
+@pytest.mark.parametrize("name", RELEASED)
+def test_create_workflow_and_load_give_the_network_with_its_weights(name, tmp_path):
+    state = torch.load(BUNDLES / name / "models" / "model.pt", weights_only=True)
+    key = "backbone.first_conv.weight"
+    workflow = monai.bundle.create_workflow(
+        config_file=str(BUNDLES / name / "configs" / "inference.json"),
+        workflow_type="infer",
+        bundle_root=str(BUNDLES / name),
+        dataset_dir=str(tmp_path),
+    )
+    assert torch.equal(workflow.network_def.state_dict()[key], state[key].float())
+    shutil.copytree(BUNDLES / name, tmp_path / name)
+    network = monai.bundle.load(name, bundle_dir=str(tmp_path))
+    assert all(torch.allclose(value.float(), state[k].float()) for k, value in network.state_dict().items())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_two_processes_train_together(name, command_line, mri_phantoms, tmp_path):
+    classes = CLASSES if name.endswith("segmentation") else {}
+    extra = {**SMALL, **SHORT, **classes, "pretrained": "none", "dataset_dir": mri_phantoms, "output_dir": tmp_path}
+    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m")
+    done = command_line(name, "train", "multi_gpu_train", launcher=launcher, **extra)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert json.loads((tmp_path / "model.json").read_text())["steps"] == 4

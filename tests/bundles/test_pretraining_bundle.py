@@ -1,0 +1,93 @@
+import csv
+import json
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from custom_components import load_backbone
+
+from .conftest import SHORT, SMALL
+
+pytestmark = pytest.mark.slow
+BUNDLE = "mri_dense_ssl"
+
+
+def test_pretraining_writes_released_weights_with_their_provenance(pretrained):
+    state = torch.load(pretrained / "model.pt", weights_only=True)
+    assert any(key.startswith("projection.") for key in state) and any(key.startswith("restoration.") for key in state)
+    record = json.loads((pretrained / "model.json").read_text())
+    assert record["steps"] == 4 and record["scans"] == 5
+    backbone = load_backbone(pretrained / "model.pt")
+    assert (backbone.base_channels, backbone.num_scales) == (4, 3)
+
+
+def test_tensorboard_has_losses_rate_validation_and_pictures(pretrained):
+    events = EventAccumulator(str(pretrained / "tensorboard"))
+    events.Reload()
+    assert {"loss", "contrastive", "restoration", "learning_rate", "val_retrieval"} <= set(events.Tags()["scalars"])
+    assert events.Tags()["images"] == ["views/original_augmented_restored"]
+
+
+def test_a_training_goes_on_where_it_was_stopped(run_bundle, mri_phantoms, pretrained, tmp_path, caplog):
+    settings = {**SMALL, **SHORT, "dataset_dir": mri_phantoms, "output_dir": tmp_path}
+    run_bundle(BUNDLE, "train", **settings)
+    first = torch.load(tmp_path / "checkpoints" / "last.pt", weights_only=True)
+    run_bundle(BUNDLE, "train", **{**settings, "max_steps": 8})
+    last = torch.load(tmp_path / "checkpoints" / "last.pt", weights_only=True)
+    assert (first["trainer"]["iteration"], last["trainer"]["iteration"]) == (4, 8)
+    key = next(iter(first["optimizer"]["state"]))
+    assert last["optimizer"]["state"][key]["step"] == 8
+    assert json.loads((tmp_path / "model.json").read_text())["steps"] == 8
+
+
+def test_continuing_from_weights_starts_with_their_backbone(run_bundle, mri_phantoms, pretrained, tmp_path):
+    run_bundle(
+        BUNDLE,
+        "train",
+        dataset_dir=mri_phantoms,
+        output_dir=tmp_path,
+        pretrained=pretrained / "model.pt",
+        learning_rate=0.0,
+        **SMALL,
+        **SHORT,
+    )
+    before, after = (load_backbone(folder / "model.pt").state_dict() for folder in (pretrained, tmp_path))
+    assert all(torch.equal(after[key], before[key]) for key in before if key.endswith("weight"))
+
+
+@pytest.mark.parametrize("override", ["vox2vec_baseline", "paper"])
+def test_every_override_trains(run_bundle, mri_phantoms, tmp_path, override):
+    settings = {**SMALL, **SHORT, "pairs_per_scan": 2}
+    run_bundle(BUNDLE, "train", override, dataset_dir=mri_phantoms, output_dir=tmp_path, **settings)
+    state = torch.load(tmp_path / "model.pt", weights_only=True)
+    assert any(key.startswith("projection.") for key in state) == (override == "paper")
+
+
+def test_evaluation_writes_the_retrieval_of_every_pair(run_bundle, mri_phantoms, pretrained, tmp_path):
+    settings = {**SMALL, "dataset_dir": mri_phantoms, "output_dir": tmp_path, "weights": pretrained / "model.pt"}
+    run_bundle(BUNDLE, "evaluate", **settings, split="all", max_voxels=64, pairs_per_scan=2)
+    with open(tmp_path / "retrieval.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 12
+    assert all(0 <= float(row["retrieved_within_1"]) <= 1 and float(row["restoration_error"]) >= 0 for row in rows)
+
+
+def test_features_are_written_on_the_resampled_grid_of_the_scan(run_bundle, mri_phantoms, pretrained, tmp_path):
+    settings = {key: SMALL[key] for key in ("spacing", "base_channels", "num_scales")}
+    scan = sorted((mri_phantoms / "imagesTr").glob("*.nii.gz"))[0]
+    weights = pretrained / "model.pt"
+    run_bundle(
+        BUNDLE, "inference", dataset_dir=scan, output_dir=tmp_path, weights=weights, roi_size=[16] * 3, **settings
+    )
+    features = nib.load(tmp_path / scan.name.replace(".nii.gz", "_features.nii.gz"))
+    source = nib.load(scan)
+    assert features.shape[3] == 32 * 3
+    assert np.allclose(features.header.get_zooms()[:3], 8)
+    corners = [
+        nib.affines.apply_affine(image.affine, (np.array(image.shape[:3]) - 1) / 2) for image in (source, features)
+    ]
+    assert np.abs(corners[0] - corners[1]).max() <= 4  # the same centre to half a voxel of 8 mm
+    assert np.isfinite(np.asarray(features.dataobj)).all()

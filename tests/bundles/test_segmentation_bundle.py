@@ -1,0 +1,111 @@
+import csv
+import json
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from custom_components import load_backbone
+from custom_components.data import PHANTOM_CLASSES
+
+from .conftest import CLASSES, SHORT, SMALL
+
+pytestmark = pytest.mark.slow
+BUNDLE = "hippocampus_mri_segmentation"
+
+
+def rows_of(path):
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_fine_tuning_writes_weights_checkpoints_and_a_log(segmenter):
+    assert json.loads((segmenter / "model.json").read_text())["selection"] == "best"
+    assert {path.name for path in (segmenter / "checkpoints").iterdir()} == {"last.pt", "best.pt"}
+    events = EventAccumulator(str(segmenter / "tensorboard"))
+    events.Reload()
+    assert {"loss", "learning_rate", "val_mean_dice", "dice_Liver"} <= set(events.Tags()["scalars"])
+    assert events.Tags()["images"] == ["validation/overlay"]
+
+
+@pytest.mark.parametrize("override", ["linear_probe", "nonlinear_probe", "from_scratch"])
+def test_every_override_trains_and_only_a_probe_keeps_the_backbone(
+    run_bundle, mri_phantoms, pretrained, tmp_path, override
+):
+    backbone = {} if override == "from_scratch" else {"pretrained": pretrained / "model.pt"}
+    settings = {**SMALL, **SHORT, **CLASSES, **backbone, "num_labelled": 2}
+    run_bundle(BUNDLE, "train", override, dataset_dir=mri_phantoms, output_dir=tmp_path, **settings)
+    before, after = (load_backbone(folder / "model.pt").state_dict() for folder in (pretrained, tmp_path))
+    kept = all(torch.equal(before[key], after[key]) for key in before)
+    assert kept == override.endswith("probe")
+    record = json.loads((tmp_path / "model.json").read_text())
+    assert (record["scans"], record["selection"]) == (2, "last")
+    if override == "linear_probe":
+        run_bundle(
+            BUNDLE,
+            "evaluate",
+            dataset_dir=mri_phantoms,
+            output_dir=tmp_path,
+            weights=tmp_path / "model.pt",
+            **SMALL,
+            **CLASSES,
+        )
+        assert len(rows_of(tmp_path / "metrics.csv")) == len(PHANTOM_CLASSES)
+
+
+def test_evaluation_scores_every_case_and_class(run_bundle, mri_phantoms, segmenter, tmp_path):
+    settings = {**SMALL, **CLASSES, "dataset_dir": mri_phantoms, "weights": segmenter / "model.pt"}
+    run_bundle(BUNDLE, "evaluate", output_dir=tmp_path / "test", **settings)
+    run_bundle(BUNDLE, "evaluate", output_dir=tmp_path / "all", split="all", **settings)
+    held_out, every = rows_of(tmp_path / "test" / "metrics.csv"), rows_of(tmp_path / "all" / "metrics.csv")
+    assert list(every[0]) == ["case", "class", "dice", "hd95_mm"]
+    assert len({row["case"] for row in every}) == 6 and len(every) == 36
+    assert len({row["case"] for row in held_out}) == 1
+    assert [row for row in every if row["case"] == held_out[0]["case"]] == held_out
+
+
+def test_a_class_that_is_not_annotated_is_not_scored(run_bundle, mri_phantoms, segmenter, tmp_path):
+    for folder in ("imagesTr", "labelsTr"):
+        (tmp_path / folder).symlink_to(mri_phantoms / folder)
+    listing = json.loads((mri_phantoms / "dataset.json").read_text())
+    for entry in listing["training"]:
+        entry["annotated_labels"] = [1, 3]
+    (tmp_path / "dataset.json").write_text(json.dumps(listing))
+    settings = {**SMALL, **CLASSES, "weights": segmenter / "model.pt", "split": "all"}
+    run_bundle(BUNDLE, "evaluate", dataset_dir=tmp_path, output_dir=tmp_path / "scores", **settings)
+    for row in rows_of(tmp_path / "scores" / "metrics.csv"):
+        annotated = row["class"] in (PHANTOM_CLASSES[0], PHANTOM_CLASSES[2])
+        assert (row["dice"] != "") == annotated and (row["hd95_mm"] != "") == annotated
+
+
+def test_inference_writes_a_label_on_the_grid_of_every_scan(run_bundle, mri_phantoms, segmenter, tmp_path):
+    settings = {**SMALL, **CLASSES, "weights": segmenter / "model.pt"}
+    run_bundle(BUNDLE, "inference", dataset_dir=mri_phantoms / "imagesTr", output_dir=tmp_path, **settings)
+    for scan in (mri_phantoms / "imagesTr").glob("*.nii.gz"):
+        source, label = nib.load(scan), nib.load(tmp_path / scan.name.replace(".nii.gz", "_seg.nii.gz"))
+        assert label.shape == source.shape
+        assert np.allclose(label.affine, source.affine, atol=1e-3)
+        assert label.get_data_dtype() == np.uint8
+        assert set(np.unique(np.asarray(label.dataobj))) <= set(range(7))
+
+
+def test_a_fine_tuning_of_few_phantoms_learns(run_bundle, mri_phantoms, pretrained, tmp_path):
+    """Not a benchmark: a network that learns nothing would stay near a Dice of 0."""
+    settings = {**SMALL, **CLASSES, "base_channels": 8, "num_scales": 2, "max_steps": 60, "steps_per_epoch": 30}
+    common = {"dataset_dir": mri_phantoms, "output_dir": tmp_path, "flip_probability": 0.0}
+    run_bundle(BUNDLE, "train", "from_scratch", scans_per_step=2, learning_rate=0.01, **settings, **common)
+    small = {**SMALL, "base_channels": 8, "num_scales": 2}
+    run_bundle(
+        BUNDLE,
+        "evaluate",
+        dataset_dir=mri_phantoms,
+        output_dir=tmp_path,
+        weights=tmp_path / "model.pt",
+        split="all",
+        **small,
+        **CLASSES,
+    )
+    liver = [float(row["dice"]) for row in rows_of(tmp_path / "metrics.csv") if row["class"] == "Liver"]
+    assert np.mean(liver) > 0.3
