@@ -1,0 +1,136 @@
+import json
+from types import SimpleNamespace
+
+import pytest
+import torch
+from ignite.engine import Engine, Events
+
+from custom_components.errors import InputError
+from custom_components.handlers import BestWeights, FreezeBackbone, GradientClipping, LastCheckpoint, ReleaseWeights
+from custom_components.networks import SegmentationNetwork, read_weights
+
+
+def trainer(network, epochs=2, length=3):
+    """A small ignite engine with the attributes that MONAI's trainers have."""
+    optimizer = torch.optim.SGD(network.parameters(), 1.0)
+
+    def step(engine, batch):
+        optimizer.zero_grad()
+        (100 * network(batch).square().sum()).backward()
+        optimizer.step()
+
+    engine = Engine(step)
+    engine.optimizer = optimizer
+    engine.state.rank = 0
+    engine.state.device = torch.device("cpu")
+    engine.state.max_epochs, engine.state.epoch_length = epochs, length
+    engine.start = lambda: engine.run([torch.ones(1, 2)] * length, max_epochs=epochs, epoch_length=length)
+    return engine
+
+
+def test_gradients_are_clipped_before_every_step():
+    network = torch.nn.Linear(2, 1)
+    before = [p.detach().clone() for p in network.parameters()]
+    engine = trainer(network, epochs=1, length=1)
+    GradientClipping(0.5).attach(engine)
+    engine.start()
+    moved = torch.cat([(p.detach() - b).flatten() for p, b in zip(network.parameters(), before)])
+    assert moved.norm() == pytest.approx(0.5, abs=1e-4)
+
+
+@pytest.mark.parametrize(("epochs", "frozen"), [(None, [True] * 3), (0, [False] * 3), (2, [True, True, False])])
+def test_the_backbone_is_frozen_for_the_first_epochs(epochs, frozen):
+    network = SegmentationNetwork(1, base_channels=2, num_scales=1)
+    seen = []
+    engine = Engine(lambda engine, batch: seen.append(not network.backbone.first_conv.weight.requires_grad))
+    FreezeBackbone(network, epochs).attach(engine)
+    engine.run([0], max_epochs=3)
+    assert seen == frozen
+
+
+def test_a_training_killed_between_checkpoints_loses_only_what_followed_the_last(tmp_path):
+    torch.manual_seed(0)
+    network = torch.nn.Linear(2, 1)
+    engine = trainer(network, epochs=4)
+    LastCheckpoint(tmp_path, {"network": network, "optimizer": engine.optimizer}, seed=3).attach(engine)
+
+    @engine.on(Events.ITERATION_COMPLETED(once=8))
+    def killed():
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        engine.start()
+    assert not list(tmp_path.glob("*.partial"))
+    again = torch.nn.Linear(2, 1)
+    second = trainer(again, epochs=4)
+    steps = []
+    second.add_event_handler(Events.ITERATION_COMPLETED, lambda: steps.append(second.state.iteration))
+    LastCheckpoint(tmp_path, {"network": again, "optimizer": second.optimizer}, seed=3).attach(second)
+    second.start()
+    assert steps == list(range(7, 13))
+
+
+def test_a_checkpoint_of_another_epoch_length_is_refused(tmp_path):
+    network = torch.nn.Linear(2, 1)
+    for length in (3, 5):
+        engine = trainer(network, epochs=1, length=length)
+        LastCheckpoint(tmp_path, {"network": network}).attach(engine)
+        if length == 3:
+            engine.start()
+    with pytest.raises(InputError, match="3 steps an epoch, this one has 5"):
+        engine.start()
+
+
+def test_resume_false_starts_anew(tmp_path):
+    network = torch.nn.Linear(2, 1)
+    for _ in range(2):
+        engine = trainer(network, epochs=1)
+        seen = []
+        engine.add_event_handler(Events.ITERATION_COMPLETED, lambda engine, seen=seen: seen.append(1))
+        LastCheckpoint(tmp_path, {"network": network}, resume=False).attach(engine)
+        engine.start()
+        assert len(seen) == 3
+
+
+def evaluated(metric):
+    return SimpleNamespace(state=SimpleNamespace(metrics={"dice": metric}, key_metric_name="dice", rank=0))
+
+
+def test_the_best_network_is_kept_also_over_a_restart(tmp_path):
+    network = torch.nn.Linear(1, 1, bias=False)
+    best = BestWeights(network, tmp_path)
+    for value, metric in ((1.0, 0.5), (2.0, 0.7), (3.0, 0.6)):
+        network.weight.data.fill_(value)
+        best(evaluated(metric))
+    restarted = BestWeights(network, tmp_path)
+    restarted(evaluated(0.65))
+    stored = torch.load(tmp_path / "best.pt", weights_only=True)
+    assert (stored["metric"], stored["network"]["weight"].item()) == (0.7, 2.0)
+
+
+@pytest.mark.parametrize(("selection", "value"), [("best", 2.0), ("last", 3.0)])
+def test_the_released_network_is_the_one_asked_for(tmp_path, selection, value):
+    network = torch.nn.Linear(1, 1, bias=False)
+    best = BestWeights(network, tmp_path / "checkpoints")
+    network.weight.data.fill_(2.0)
+    best(evaluated(0.9))
+    network.weight.data.fill_(3.0)
+    engine = trainer(network, epochs=1)
+    release = ReleaseWeights(network, tmp_path / "model.pt", selection, tmp_path / "checkpoints", {"data": "some"})
+    release(engine)
+    assert read_weights(tmp_path / "model.pt")["weight"].item() == value
+    record = json.loads((tmp_path / "model.json").read_text())
+    assert (record["data"], record["selection"]) == ("some", selection)
+    assert {"sha256", "command", "minutes", "machine", "torch", "monai"} <= set(record)
+
+
+def test_training_time_adds_up_over_restarts():
+    first = ReleaseWeights(torch.nn.Linear(1, 1), "model.pt")
+    second = ReleaseWeights(torch.nn.Linear(1, 1), "model.pt")
+    second.load_state_dict({"seconds": first.state_dict()["seconds"] + 100})
+    assert second.state_dict()["seconds"] >= 100
+
+
+def test_an_unknown_selection_is_refused():
+    with pytest.raises(ValueError, match="'best' or 'last'"):
+        ReleaseWeights(torch.nn.Linear(1, 1), "model.pt", selection="first")

@@ -1,0 +1,33 @@
+import subprocess
+import sys
+
+from custom_components.errors import InputError, find_input_error
+
+
+def run(code):
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+
+
+PLAIN = "from custom_components.errors import InputError, report_plainly; report_plainly()\n"
+
+
+def test_an_input_error_ends_the_program_with_its_sentence_alone():
+    done = run(PLAIN + "raise InputError('scan.nii.gz: is empty; remove it')")
+    assert (done.returncode, done.stderr) == (1, "error: scan.nii.gz: is empty; remove it\n")
+
+
+def test_a_wrapped_input_error_is_found():
+    done = run(
+        PLAIN + "try:\n raise InputError('told')\nexcept InputError as e:\n raise RuntimeError('wrapped') from e"
+    )
+    assert done.stderr == "error: told\n"
+
+
+def test_other_errors_keep_their_traceback():
+    done = run(PLAIN + "1 / 0")
+    assert done.returncode == 1 and "Traceback" in done.stderr and "ZeroDivisionError" in done.stderr
+
+
+def test_no_input_error_in_a_chain_is_none():
+    assert find_input_error(KeyError("x")) is None
+    assert isinstance(find_input_error(InputError("x")), ValueError)
