@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import fire
 import numpy as np
@@ -27,7 +28,7 @@ def augmentations(output: str = str(DOCS / "augmentations.png"), seed: int = 3) 
     image, _, _ = make_phantom("mri", seed, shape=(160, 128, 32), spacing=(2.0, 2.0, 2.0))
     low, high = np.percentile(image, [1, 99.99])
     crop = torch.from_numpy(np.clip((image[16:144] - low) / (high - low), 0, 1)[None])
-    transforms = {
+    transforms: dict[str, list[Any]] = {
         "local pixel shuffling": [RandLocalShuffle(prob=1.0)],
         "non-linear intensity": [RandBezierIntensity(prob=1.0)],
         "in-painting": [RandInPaint(prob=1.0)],

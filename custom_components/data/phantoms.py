@@ -1,8 +1,8 @@
 """Procedural CT and MRI torsos with labelled organs: data for tests, tutorials and benchmarks where none is at hand.
 
-The anatomy is defined in mm in the patient's frame (RAS: +x is the patient's left, +y anterior, +z superior, the origin
-in the middle of the trunk) as implicit shapes, and sampled at the positions that the affine gives the voxels. So any
-orientation, spacing and oblique affine shows the same body.
+The anatomy is defined in mm as implicit shapes in a frame of the body (LAS: +x is the patient's left, +y anterior, +z
+superior, the origin in the middle of the trunk), and sampled at the positions that the affine gives the voxels. So any
+orientation, spacing and oblique affine shows the same body. Affines are NIfTI's and lead to RAS: +x is the right.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from .datalists import DataError
 PHANTOM_CLASSES = ("Liver", "Spleen", "RightKidney", "LeftKidney", "Aorta", "Bladder")
 PHANTOM_SIZES = {"tiny": (48, 40, 36), "small": (96, 80, 72), "large": (192, 160, 144)}
 FIELD_OF_VIEW_MM = (346.0, 248.0, 272.0)
+RAS_TO_BODY = np.diag([-1.0, 1.0, 1.0, 1.0])
 
 # mean CT (HU), its variation between scans; mean MRI (fat = 1), amplitude of the texture as a fraction of contrast
 TISSUES = {
@@ -116,13 +117,14 @@ def make_phantom(
     if affine.shape != (4, 4) or abs(np.linalg.det(affine)) < 1e-6:
         raise ValueError(f"affine must be an invertible 4 x 4 matrix but is {affine.tolist()}")
     seeds = [seed] if isinstance(seed, (int, np.integer)) else list(seed)
-    tissue = _anatomy(np.random.default_rng([*seeds, 0]), shape, affine)
+    body_affine = RAS_TO_BODY @ affine
+    tissue = _anatomy(np.random.default_rng([*seeds, 0]), shape, body_affine)
     if modality == "CT":
-        tissue = _add_couch(tissue, shape, affine)
+        tissue = _add_couch(tissue, shape, body_affine)
     names = list(TISSUES)
     values = np.array([PHANTOM_CLASSES.index(name) + 1 if name in PHANTOM_CLASSES else 0 for name in names], np.uint8)
     acquire = _acquire_ct if modality == "CT" else _acquire_mri
-    image = acquire(np.random.default_rng([*seeds, 1 + (modality == "MRI")]), tissue, affine)
+    image = acquire(np.random.default_rng([*seeds, 1 + (modality == "MRI")]), tissue, body_affine)
     return image.astype(np.float32), values[tissue], affine
 
 
@@ -195,7 +197,7 @@ def _size(size: str | Sequence[int]) -> tuple[int, ...]:
         if size not in PHANTOM_SIZES:
             raise ValueError(f"size must be one of {', '.join(PHANTOM_SIZES)} or three numbers but is {size!r}")
         return PHANTOM_SIZES[size]
-    sides: tuple[int, ...] = tuple(size) if isinstance(size, Sequence) else ()
+    sides = tuple(int(side) for side in size) if isinstance(size, Sequence) else ()
     if len(sides) != 3 or min(sides) < 1:
         raise ValueError(f"size must be a name or three positive numbers but is {size!r}")
     return sides

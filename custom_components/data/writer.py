@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import nibabel as nib
 import numpy as np
 from monai.data import NibabelWriter
 
@@ -22,9 +21,7 @@ class ExactNiftiWriter(NibabelWriter):
         self.affine = np.asarray((meta_dict or {}).get("affine", np.eye(4)), dtype=float)
 
     @classmethod
-    def create_backend_obj(
-        cls, data_array: Any, affine: Any = None, dtype: Any = None, **kwargs: Any
-    ) -> nib.Nifti1Image:
+    def create_backend_obj(cls, data_array: Any, affine: Any = None, dtype: Any = None, **kwargs: Any) -> Any:
         image = NibabelWriter.create_backend_obj(data_array, affine, dtype, **kwargs)
         image.header.set_xyzt_units("mm")
         image.set_sform(image.affine, code=1)

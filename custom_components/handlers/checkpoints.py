@@ -136,6 +136,8 @@ class ReleaseWeights:
         self.network, self.path, self.selection = network, Path(path), selection
         self.best = Path(folder) / "best.pt" if folder is not None else None
         self.settings = dict(settings or {})
+        # now, because the checkout may change while the training runs
+        self.commit = _git_commit()
         self.seconds, self._since = 0.0, time.monotonic()
 
     def state_dict(self) -> dict[str, float]:
@@ -162,7 +164,7 @@ class ReleaseWeights:
         gpu = torch.cuda.get_device_name(engine.state.device) if device.startswith("cuda") else None
         return {
             "command": shlex.join(["python", "-m", "monai.bundle", *sys.argv[1:]]),
-            "commit": _git_commit(),
+            "commit": self.commit,
             "steps": engine.state.iteration,
             "selection": self.selection,
             "minutes": round(self.state_dict()["seconds"] / 60, 1),

@@ -47,8 +47,8 @@ def test_every_phantom_has_all_organs_at_the_default_size(modality, seed):
 def test_organs_are_where_they_belong_in_the_patient(seed):
     _, label, affine = make_phantom("CT", seed, (48, 40, 36), (7.2, 6.2, 7.6))
     where = centres(label, affine)
-    assert where["Liver"][0] < -20 < 20 < where["Spleen"][0]  # -x is the patient's right
-    assert where["RightKidney"][0] < -30 and where["LeftKidney"][0] > 30
+    assert where["Spleen"][0] < -20 < 20 < where["Liver"][0]  # NIfTI: +x is the patient's right
+    assert where["LeftKidney"][0] < -30 and where["RightKidney"][0] > 30
     assert where["Bladder"][2] < where["LeftKidney"][2] < where["Liver"][2]
     assert where["LeftKidney"][1] < where["Liver"][1]  # +y is the front
     volume = sizes(label, affine)
@@ -171,7 +171,7 @@ def test_written_phantoms_are_a_data_set_without_fault(mri_phantoms, ct_phantoms
             voxels = np.asarray(label.dataobj)
             assert set(np.unique(voxels)) == set(range(7))
             where = centres(voxels, label.affine)
-            assert where["Liver"][0] < -20 < 20 < where["Spleen"][0]
+            assert where["Spleen"][0] < -20 < 20 < where["Liver"][0]
             np.testing.assert_allclose(scan.get_qform(), scan.get_sform(), atol=1e-3)
             rotation = scan.affine[:3, :3] / nib.affines.voxel_sizes(scan.affine)
             assert np.degrees(np.arccos(np.abs(rotation).max(0))).max() < 15
