@@ -23,7 +23,7 @@ from monai.utils import set_determinism
 from torch import nn
 
 from custom_components.errors import InputError
-from custom_components.networks.weights import load_weights, save_weights
+from custom_components.networks import load_weights, save_weights
 
 logger = logging.getLogger(__name__)
 

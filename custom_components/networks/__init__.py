@@ -4,15 +4,14 @@ from .fpn import FPN3d, ResidualBlock, features_at
 from .heads import LinearHead, NonLinearHead
 from .pretraining import BalancedProjection, DenseSSLNetwork, Projector
 from .segmentation import SegmentationNetwork
+from .weight_files import WeightsError, read_weights, save_weights
 from .weights import (
-    WeightsError,
     adapt_in_channels,
+    import_backbone,
     infer_architecture,
     load_backbone,
     load_pretrained_backbone,
     load_weights,
-    read_weights,
-    save_weights,
 )
 
 __all__ = [
@@ -27,6 +26,7 @@ __all__ = [
     "WeightsError",
     "adapt_in_channels",
     "features_at",
+    "import_backbone",
     "infer_architecture",
     "load_backbone",
     "load_pretrained_backbone",

@@ -1,100 +1,22 @@
-"""Reading and writing released weights: plain state dicts, checked before anything is believed.
-
-A released file is `model.pt`, a state dict that loads with `weights_only=True`, in half precision. Beside it lies
-`model.json` with its SHA-256 and its provenance. A file without `model.json` loads too: there is just no hash to check.
-"""
+"""From weight files into networks: a whole network, its backbone alone, or a predecessor's checkpoint."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
-import pickle
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from custom_components.errors import InputError
-
 from .fpn import FPN3d
+from .weight_files import WeightsError, as_stored, read_weights, sha256_of, write_state
 
 logger = logging.getLogger(__name__)
 
-
-class WeightsError(InputError):
-    """A weight file that cannot be used; the message is one sentence that says which, why and what to do."""
-
-
-def provenance_path(path: str | Path) -> Path:
-    """`model.json` for `model.pt`."""
-    return Path(path).with_suffix(".json")
-
-
-def sha256_of(path: str | Path) -> str:
-    """SHA-256 of a file, hexadecimal."""
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
-
-
-def save_weights(network: nn.Module, path: str | Path, provenance: Mapping[str, Any] | None = None) -> Path:
-    """Write `network`'s state dict in half precision, and its SHA-256 with `provenance` to `model.json` beside it.
-
-    Both files are written under another name first, so that a reader never meets half a file.
-    """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    state = {
-        name: (value.half() if value.is_floating_point() else value).detach().cpu().contiguous()
-        for name, value in network.state_dict().items()
-    }
-    partial = path.with_name(path.name + ".partial")
-    torch.save(state, partial)
-    record = {"sha256": sha256_of(partial), **(provenance or {})}
-    json_path = provenance_path(path)
-    json_partial = json_path.with_name(json_path.name + ".partial")
-    json_partial.write_text(json.dumps(record, indent=4) + "\n")
-    partial.replace(path)
-    json_partial.replace(json_path)
-    return path
-
-
-def read_weights(path: str | Path) -> dict[str, Tensor]:
-    """The state dict of a file, after its hash was checked.
-
-    A checkpoint that wraps a state dict under `state_dict`, `model` or `network` is unwrapped.
-
-    Raises:
-        WeightsError: missing file, wrong hash, a file that is no state dict or would have to be unpickled.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise WeightsError(f"{path}: no such weight file; train one, download one, or pass another path")
-    record = provenance_path(path)
-    if record.is_file():
-        expected = json.loads(record.read_text()).get("sha256")
-        found = sha256_of(path)
-        if expected and expected != found:
-            raise WeightsError(
-                f"{path}: its SHA-256 is {found[:12]}... but {record.name} says {expected[:12]}...; the file is "
-                "damaged or was replaced: download it again, or remove the .json if you replaced it on purpose"
-            )
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise WeightsError(
-            f"{path}: holds Python objects or is damaged, and only plain tensors are loaded; "
-            "save the state dict alone with torch.save(network.state_dict(), ...)"
-        ) from error
-    except (RuntimeError, EOFError, OSError) as error:
-        raise WeightsError(f"{path}: is not a readable PyTorch file; it may be incomplete, fetch it again") from error
-    for key in ("state_dict", "model", "network"):
-        if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
-            state = state[key]
-    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()) or not state:
-        raise WeightsError(f"{path}: holds no state dict (a mapping of names to tensors)")
-    return dict(state)
+# what wrappers (DataParallel, Lightning, torch.compile) put before the names of a backbone
+WRAPPERS = {"backbone", "model", "module", "network", "_orig_mod"}
 
 
 def adapt_in_channels(weight: Tensor, in_channels: int) -> Tensor:
@@ -108,10 +30,31 @@ def adapt_in_channels(weight: Tensor, in_channels: int) -> Tensor:
     return repeated * (weight.shape[1] / in_channels)
 
 
+def _backbone_prefix(state: Mapping[str, Tensor]) -> str:
+    """What stands before the backbone's names in a state dict: nothing, `backbone.`, `module.backbone.`, ...
+
+    Of several backbones the one behind nothing but wrappers' names is meant: `backbone.`, not `momentum_backbone.`.
+
+    Raises:
+        WeightsError: no backbone, or several that could be meant.
+    """
+    last = "first_conv.weight"
+    prefixes = [key.removesuffix(last) for key in state if key == last or key.endswith("." + last)]
+    if not prefixes:
+        raise WeightsError(f"the state dict has no '{last}': it is not that of an FPN3d backbone")
+    plain = [prefix for prefix in prefixes if set(prefix.split(".")[:-1]) <= WRAPPERS]
+    chosen = plain or prefixes
+    if len(chosen) > 1:
+        raise WeightsError(
+            f"the state dict has several backbones ({', '.join(map(repr, chosen))}); keep only one in it"
+        )
+    return chosen[0]
+
+
 def backbone_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The backbone's part of a state dict: keys behind `backbone.` where there are any, else all."""
-    marked = {key.split("backbone.", 1)[1]: value for key, value in state.items() if "backbone." in key}
-    return marked or dict(state)
+    """The backbone's part of a state dict, under the names that `FPN3d` has; raises as `_backbone_prefix`."""
+    prefix = _backbone_prefix(state)
+    return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
 
 
 def infer_architecture(state: Mapping[str, Tensor]) -> dict[str, int]:
@@ -121,15 +64,50 @@ def infer_architecture(state: Mapping[str, Tensor]) -> dict[str, int]:
         WeightsError: where it is not a state dict of `FPN3d`.
     """
     state = backbone_state(state)
-    if "first_conv.weight" not in state:
-        raise WeightsError("the state dict has no 'first_conv.weight': it is not that of an FPN3d backbone")
-    base_channels, in_channels = state["first_conv.weight"].shape[:2]
+    shape = state["first_conv.weight"].shape
+    if len(shape) != 5:
+        raise WeightsError(f"'first_conv.weight' has shape {tuple(shape)}: it is not that of an FPN3d, a 3D network")
     downs = {key.split(".")[1] for key in state if key.startswith("down_blocks.")}
-    return {"in_channels": in_channels, "base_channels": base_channels, "num_scales": len(downs) + 1}
+    architecture = {"in_channels": shape[1], "base_channels": shape[0], "num_scales": len(downs) + 1}
+    # before anybody builds a network of that size: channels double with every scale
+    bottom = state.get("bottom_block.layers.0.layers.0.weight")
+    if bottom is None or bottom.shape != (shape[0] * 2 ** len(downs),):
+        raise WeightsError(
+            f"the state dict has no bottom block for {shape[0]} channels x {len(downs) + 1} scales: it is not that of "
+            "a whole FPN3d backbone"
+        )
+    return architecture
 
 
-def _fit(state: dict[str, Tensor], backbone: FPN3d, path: str | Path) -> dict[str, Tensor]:
-    found = infer_architecture(state)
+def _backbone_of(state: Mapping[str, Tensor], path: str | Path) -> tuple[dict[str, Tensor], dict[str, int]]:
+    """`backbone_state` and `infer_architecture`, with the file in the message of what they raise."""
+    try:
+        return backbone_state(state), infer_architecture(state)
+    except WeightsError as error:
+        raise WeightsError(f"{path}: {error}") from error
+
+
+def _require_whole(found: Mapping[str, Tensor], own: Mapping[str, Tensor], path: str | Path) -> None:
+    """Raise unless `found` has every entry of the backbone `own` in its shape, and no block that `own` has not."""
+    missing = sorted(key for key, value in own.items() if key not in found or found[key].shape != value.shape)
+    if missing:
+        raise WeightsError(
+            f"{path}: {len(missing)} of the backbone's {len(own)} entries are missing or of another shape "
+            f"(first: {missing[0]}); it is not a whole FPN3d backbone"
+        )
+    # without this, a variant with more layers would load, and silently compute something else
+    blocks = {key.split(".")[0] for key in own}
+    surplus = sorted(key for key in found if key not in own and key.split(".")[0] in blocks)
+    if surplus:
+        raise WeightsError(
+            f"{path}: the backbone in it has {len(surplus)} entries more than FPN3d (first: {surplus[0]}); "
+            "it is a deeper variant, which this package does not have"
+        )
+
+
+def _fit(state: Mapping[str, Tensor], backbone: FPN3d, path: str | Path) -> dict[str, Tensor]:
+    """The backbone's part of `state`, its first convolution adapted to the channels of `backbone`."""
+    part, found = _backbone_of(state, path)
     wanted = {"base_channels": backbone.base_channels, "num_scales": backbone.num_scales}
     if any(found[key] != value for key, value in wanted.items()):
         raise WeightsError(
@@ -138,9 +116,15 @@ def _fit(state: dict[str, Tensor], backbone: FPN3d, path: str | Path) -> dict[st
             "set both to the file's"
         )
     if found["in_channels"] != backbone.in_channels:
-        state["first_conv.weight"] = adapt_in_channels(state["first_conv.weight"], backbone.in_channels)
+        part["first_conv.weight"] = adapt_in_channels(part["first_conv.weight"], backbone.in_channels)
         logger.info("first_conv: %d input channels repeated to %d", found["in_channels"], backbone.in_channels)
-    return state
+    return part
+
+
+def _skipped(state: Mapping[str, Tensor], own: Iterable[str]) -> list[str]:
+    """The entries of a state dict that are not its backbone's, whose names are `own`: heads, projectors, ..."""
+    prefix = _backbone_prefix(state)
+    return sorted(set(state) - {prefix + key for key in own})
 
 
 def load_pretrained_backbone(network: nn.Module, path: str | Path | None) -> nn.Module:
@@ -160,16 +144,11 @@ def load_pretrained_backbone(network: nn.Module, path: str | Path | None) -> nn.
         return network
     state = read_weights(path)
     backbone = network if isinstance(network, FPN3d) else network.backbone
-    matched = _fit(backbone_state(state), backbone, path)  # type: ignore[arg-type]
+    matched = _fit(state, backbone, path)  # type: ignore[arg-type]
     own = backbone.state_dict()  # type: ignore[union-attr]
-    missing = sorted(key for key, value in own.items() if key not in matched or matched[key].shape != value.shape)
-    if missing:
-        raise WeightsError(
-            f"{path}: {len(missing)} of the backbone's {len(own)} entries are missing or of another shape "
-            f"(first: {missing[0]}); it is not a whole FPN3d backbone"
-        )
-    skipped = sorted(set(state) - {key for key in state if key.split("backbone.", 1)[-1] in own})
+    _require_whole(matched, own, path)
     backbone.load_state_dict({key: matched[key] for key in own})  # type: ignore[union-attr]
+    skipped = _skipped(state, own)
     logger.info(
         "backbone: %d of %d entries loaded from %s; %d skipped%s",
         len(own),
@@ -214,9 +193,57 @@ def load_backbone(path: str | Path, in_channels: int | None = None) -> FPN3d:
     path = Path(path)
     if path.is_dir():
         path = path / "models" / "model.pt"
-    architecture = infer_architecture(read_weights(path))
+    _, architecture = _backbone_of(read_weights(path), path)
     if in_channels is not None:
         architecture["in_channels"] = in_channels
     backbone = FPN3d(**architecture)
     load_pretrained_backbone(backbone, path)
     return backbone.eval()
+
+
+def import_backbone(source: str | Path, output: str | Path, half: bool = False) -> dict[str, Any]:
+    """Write the backbone of a predecessor's checkpoint as a weight file of the bundles.
+
+    Args:
+        source: Lightning checkpoint or plain state dict of vox2vec or of the paper's reference implementation, `.ckpt`,
+            `.pt` or `.safetensors`; the backbone's names bare or behind `backbone.`, `model.backbone.`, `module.`, ...
+        output: file to write, `.pt` or `.safetensors`; the returned record comes to lie beside it as `.json`.
+        half: store half precision: half the size, features equal to about three digits. Otherwise float32, and features
+            equal to the original's to rounding.
+
+    Returns:
+        The record: SHA-256 and name of both files, the architecture, the number of entries, the names of skipped ones.
+
+    Raises:
+        WeightsError: as `read_weights`; a backbone that is not whole or not `FPN3d`'s; a value that is not finite; an
+            output of another kind, or equal to the source.
+    """
+    source, output = Path(source), Path(output)
+    if output.suffix not in (".pt", ".safetensors") or output.is_dir():
+        raise WeightsError(f"{output}: must be a file that ends in .pt or .safetensors")
+    if output.resolve() == source.resolve():
+        raise WeightsError(f"{output}: is the file to import; give the output another name")
+    state = read_weights(source)
+    found, architecture = _backbone_of(state, source)
+    # names and shapes are all that is needed of it
+    with torch.device("meta"):
+        own = FPN3d(**architecture).state_dict()
+    _require_whole(found, own, source)
+    stored = as_stored({key: found[key] for key in own}, torch.float16 if half else torch.float32)
+    for key, value in stored.items():
+        if not value.isfinite().all():
+            too_large = found[key].isfinite().all()
+            raise WeightsError(
+                f"{source}: {key} has values that are "
+                + (f"too large for {value.dtype}; import without half" if too_large else "not finite; it is of no use")
+            )
+    record = {
+        "imported_from": source.name,
+        "source_sha256": sha256_of(source),
+        **architecture,
+        "precision": "float16" if half else "float32",
+        "entries": len(stored),
+        "skipped": _skipped(state, own),
+    }
+    write_state(stored, output, record)
+    return {"sha256": sha256_of(output), **record}

@@ -1,0 +1,156 @@
+"""Weight files: plain state dicts, checked before anything is believed.
+
+A released file is `model.pt`, a state dict that loads with `weights_only=True`, in half precision. Beside it lies
+`model.json` with its SHA-256 and its provenance. A file without `model.json` loads too: there is just no hash to check.
+A name that ends in `.safetensors` reads or writes that format instead, if the package `safetensors` is installed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import pickle
+import re
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from custom_components.errors import InputError
+
+# takes the state dict out of a checkpoint or of a whole saved network; for who trusts the file, on their own machine
+EXTRACT = (
+    "import sys, torch; c = torch.load(sys.argv[1], 'cpu', weights_only=False); "
+    "torch.save(c['state_dict'] if isinstance(c, dict) else c.state_dict(), sys.argv[2])"
+)
+
+
+class WeightsError(InputError):
+    """A weight file that cannot be used; the message is one sentence that says which, why and what to do."""
+
+
+def provenance_path(path: str | Path) -> Path:
+    """`model.json` for `model.pt`; for any other, `model.ckpt.json`, so that all fit in one folder."""
+    path = Path(path)
+    return path.with_suffix(".json") if path.suffix == ".pt" else path.with_name(path.name + ".json")
+
+
+def _is_safetensors(path: Path) -> bool:
+    return path.suffix == ".safetensors"
+
+
+def sha256_of(path: str | Path) -> str:
+    """SHA-256 of a file, hexadecimal."""
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+
+
+def save_weights(network: nn.Module, path: str | Path, provenance: Mapping[str, Any] | None = None) -> Path:
+    """Write `network`'s state dict in half precision, and its SHA-256 with `provenance` to `model.json` beside it.
+
+    Both files are written under another name first, so that a reader never meets half a file.
+    """
+    return write_state(as_stored(network.state_dict(), torch.float16), Path(path), provenance or {})
+
+
+def as_stored(state: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
+    """Copies on the CPU, each with a storage of its own; floating-point ones as `dtype`, counters as they are."""
+    return {
+        name: value.detach()
+        .to("cpu", dtype if value.is_floating_point() else value.dtype)
+        .clone(memory_format=torch.contiguous_format)
+        for name, value in state.items()
+    }
+
+
+def write_state(state: dict[str, Tensor], path: Path, provenance: Mapping[str, Any]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    if _is_safetensors(path):
+        # not its save_file, which leaves a file that only its owner can read
+        partial.write_bytes(_safetensors(path).save(state))
+    else:
+        torch.save(state, partial)
+    record = {"sha256": sha256_of(partial), **provenance}
+    json_path = provenance_path(path)
+    json_partial = json_path.with_name(json_path.name + ".partial")
+    json_partial.write_text(json.dumps(record, indent=4) + "\n")
+    partial.replace(path)
+    json_partial.replace(json_path)
+    return path
+
+
+def _safetensors(path: Path) -> ModuleType:
+    try:
+        import safetensors.torch
+    except ImportError as error:
+        raise WeightsError(
+            f"{path}: needs the package safetensors, which is not installed; pip install safetensors, or use a .pt file"
+        ) from error
+    return safetensors.torch
+
+
+def read_weights(path: str | Path) -> dict[str, Tensor]:
+    """The state dict of a file, after its hash was checked.
+
+    A checkpoint that wraps a state dict under `state_dict`, `model` or `network` is unwrapped.
+
+    Raises:
+        WeightsError: missing file, wrong hash, a file that is no state dict or would have to be unpickled.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise WeightsError(f"{path}: no such weight file; train one, download one, or pass another path")
+    _check_hash(path)
+    state = _load(path)
+    for key in ("state_dict", "model", "network"):
+        if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
+            state = state[key]
+    if not (isinstance(state, Mapping) and state and all(_is_entry(*item) for item in state.items())):
+        raise WeightsError(f"{path}: holds no state dict (a mapping of names to tensors)")
+    return dict(state)
+
+
+def _is_entry(name: Any, value: Any) -> bool:
+    return isinstance(name, str) and isinstance(value, Tensor)
+
+
+def _check_hash(path: Path) -> None:
+    record = provenance_path(path)
+    if not record.is_file():
+        return
+    try:
+        content = json.loads(record.read_text())
+    except ValueError as error:
+        raise WeightsError(f"{record}: is not JSON, so {path.name} cannot be checked; fetch or remove it") from error
+    # beside somebody else's checkpoint a .json may be anything
+    expected = content.get("sha256") if isinstance(content, dict) else None
+    found = sha256_of(path)
+    if expected and expected != found:
+        raise WeightsError(
+            f"{path}: its SHA-256 is {found[:12]}... but {record.name} says {expected[:12]}...; the file is "
+            "damaged or was replaced: download it again, or remove the .json if you replaced it on purpose"
+        )
+
+
+def _load(path: Path) -> Any:
+    """What a file holds, read without unpickling."""
+    read = _safetensors(path).load_file if _is_safetensors(path) else None
+    try:
+        return read(path) if read else torch.load(path, map_location="cpu", weights_only=True)
+    # a damaged or foreign file can raise anything: UnpicklingError, KeyError, RuntimeError, EOFError, ...
+    except Exception as error:
+        refused = re.search(r"GLOBAL (\S+)", str(error)) if isinstance(error, pickle.UnpicklingError) else None
+        if refused is None:
+            raise WeightsError(
+                f"{path}: is not a readable {'safetensors' if read else 'PyTorch'} file; it may be incomplete, or "
+                "something else under that name: fetch it again"
+            ) from error
+        plain = path.with_name(path.stem + "_plain.pt")
+        raise WeightsError(
+            f"{path}: holds Python objects ({refused[1]}), and only plain tensors are loaded; if you trust the file, "
+            f'take its state dict out with: python -c "{EXTRACT}" {shlex.quote(str(path))} {shlex.quote(str(plain))}'
+        ) from error
