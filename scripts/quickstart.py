@@ -89,7 +89,7 @@ def quickstart(
             pretrained=weights,
             num_labelled=num_labelled,
             max_steps=probe_steps,
-            flip_probability=0,
+            mirror_probability=0,
             **{**common, **segmentation},
         )
         for config, scans, target in (("evaluate", data, folder), ("inference", unseen, folder / "unseen")):

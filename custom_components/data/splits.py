@@ -17,6 +17,8 @@ def split_datalist(
     split_seed: int = 0,
     test_fraction: float = 0.2,
     validation_fraction: float = 0.1,
+    num_folds: int | None = None,
+    fold: int = 0,
 ) -> list[dict[str, Any]]:
     """The items of one part of a split, in the order of `datalist`.
 
@@ -33,9 +35,13 @@ def split_datalist(
         test_fraction: held out of the n cases of each folder: `round(n * test_fraction)`; at least 1 of 3 or more
             cases, none of fewer. 0 holds out nothing.
         validation_fraction: likewise, of the same n.
+        num_folds: cross-validation: instead of `test_fraction`, every `num_folds`-th case of the ranking is held out,
+            so that each case is a test case in exactly one fold. None does not cross-validate.
+        fold: which of the folds is held out, from 0.
 
     Raises:
-        ValueError: unknown part, or fractions that are negative or leave nothing for training.
+        ValueError: unknown part, fractions that are negative or leave nothing for training, or a fold that does not
+            exist.
         DataError: no scan left in the part "train", "pretrain" or "test". An empty validation part is returned.
     """
     if part not in PARTS:
@@ -44,13 +50,21 @@ def split_datalist(
         raise ValueError(
             f"fractions must be at least 0 and sum to less than 1 but are {test_fraction} and {validation_fraction}"
         )
+    if num_folds is not None and not (num_folds >= 2 and 0 <= fold < num_folds):
+        raise ValueError(
+            f"num_folds must be at least 2 and fold from 0 to num_folds - 1 but are {num_folds} and {fold}"
+        )
     test: set[str] = set()
     validation: set[str] = set()
     for cases in _cases_by_folder(datalist).values():
         ranked = sorted(cases, key=lambda case: (_digest(f"{split_seed}:{case}"), case))
-        first = _held_out(len(ranked), test_fraction)
-        test.update(ranked[:first])
-        validation.update(ranked[first : first + _held_out(len(ranked), validation_fraction)])
+        if num_folds is None:
+            held_out = ranked[: _held_out(len(ranked), test_fraction)]
+        else:
+            held_out = ranked[fold::num_folds]
+        rest = [case for case in ranked if case not in held_out]
+        test.update(held_out)
+        validation.update(rest[: _held_out(len(ranked), validation_fraction)])
     validation -= test
     wanted = {
         "test": lambda case: case in test,

@@ -6,6 +6,7 @@ from .bezier import RandBezierIntensity, RandBezierIntensityd
 from .body import BodyMask, BodyMaskd
 from .checks import CheckScan, CheckScand
 from .inpaint import RandInPaint, RandInPaintd
+from .mirror import RandMirrord
 from .restore import LogitsToLabel, LogitsToLabeld
 from .shuffle import RandLocalShuffle, RandLocalShuffled
 from .views import OverlappingViews, OverlappingViewsd, ViewPair
@@ -28,6 +29,7 @@ __all__ = [
     "RandInPlaneBlurOrSharpend",
     "RandLocalShuffle",
     "RandLocalShuffled",
+    "RandMirrord",
     "RandWindow",
     "RandWindowd",
     "ViewPair",

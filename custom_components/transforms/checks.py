@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Hashable, Mapping
 from typing import Any
 
@@ -11,6 +12,8 @@ from monai.data import MetaTensor
 from monai.transforms import MapTransform, Transform
 
 from custom_components.errors import InputError
+
+logger = logging.getLogger(__name__)
 
 
 def scan_name(image: NdarrayOrTensor, name: Any = None) -> str:
@@ -27,15 +30,20 @@ class CheckScan(Transform):
 
     Args:
         channels: the number of channels C that the image must have.
+        modality: "CT" also checks that the values can be HU, and warns where they look like those of an MRI (none is
+            negative, while the air around and in a patient has about -1000 HU); None or "MRI" does not.
 
     Raises:
         InputError: (a ValueError) one sentence with the file's name, what was expected, what came and what to do, where
             the image is not 3D (a 2D picture, a time series), has another number of channels, holds NaN or infinite
-            voxels, or is constant or without voxels.
+            voxels, is constant or without voxels, or is a CT whose values are those of a picture (0 to 255, or 0 to 1).
+        ValueError: unknown modality.
     """
 
-    def __init__(self, channels: int = 1) -> None:
-        self.channels = channels
+    def __init__(self, channels: int = 1, modality: str | None = None) -> None:
+        if modality not in (None, "CT", "MRI"):
+            raise ValueError(f'modality must be "CT", "MRI" or None but is {modality!r}')
+        self.channels, self.modality = channels, modality
 
     def __call__(self, image: NdarrayOrTensor, name: Any = None) -> NdarrayOrTensor:
         """Check `image` (C, H, W, D); `name` is used in messages instead of the name of the image's file."""
@@ -67,6 +75,19 @@ class CheckScan(Transform):
                 f"{name}: a scan with contrast was expected but every voxel has the value {low.item():g}; "
                 "export the scan again or remove the file"
             )
+        if self.modality == "CT" and low >= 0:
+            if high <= 255:
+                raise InputError(
+                    f"{name}: a CT in HU was expected but the values lie between {low.item():g} and {high.item():g}, "
+                    "like those of a picture; export the scan again with its rescale slope and intercept"
+                )
+            logger.warning(
+                "%s: a CT in HU was expected but the values lie between %g and %g, none below 0; if it is an MRI use a "
+                "bundle for MRI, if it is a CT subtract its rescale intercept",
+                name,
+                low,
+                high,
+            )
         return image
 
 
@@ -76,7 +97,7 @@ class CheckScand(MapTransform):
     Args:
         keys: images (C, H, W, D) to check.
         name_key: entry whose value names the scan in messages, for images that do not know their file.
-        channels: as in `CheckScan`.
+        channels, modality: as in `CheckScan`.
         allow_missing_keys: skip keys that are absent.
 
     Raises:
@@ -88,11 +109,12 @@ class CheckScand(MapTransform):
         keys: KeysCollection,
         name_key: Hashable | None = None,
         channels: int = 1,
+        modality: str | None = None,
         allow_missing_keys: bool = False,
     ) -> None:
         super().__init__(keys, allow_missing_keys)
         self.name_key = name_key
-        self.check = CheckScan(channels)
+        self.check = CheckScan(channels, modality)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         d = dict(data)

@@ -94,7 +94,7 @@ def test_inference_writes_a_label_on_the_grid_of_every_scan(run_bundle, mri_phan
 def test_a_fine_tuning_of_few_phantoms_learns(run_bundle, mri_phantoms, pretrained, tmp_path):
     """Not a benchmark: a network that learns nothing would stay near a Dice of 0."""
     settings = {**SMALL, **CLASSES, "base_channels": 8, "num_scales": 2, "max_steps": 60, "steps_per_epoch": 30}
-    common = {"dataset_dir": mri_phantoms, "output_dir": tmp_path, "flip_probability": 0.0}
+    common = {"dataset_dir": mri_phantoms, "output_dir": tmp_path, "mirror_probability": 0.0}
     run_bundle(BUNDLE, "train", "from_scratch", scans_per_step=2, learning_rate=0.01, **settings, **common)
     small = {**SMALL, "base_channels": 8, "num_scales": 2}
     run_bundle(

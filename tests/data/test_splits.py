@@ -99,6 +99,25 @@ def test_unknown_parts_and_impossible_fractions_are_refused():
             split_datalist(scans(5), "all", 0, *fractions)
 
 
+@pytest.mark.parametrize(("count", "num_folds"), [(30, 3), (60, 5), (7, 3)])
+def test_every_case_is_a_test_case_of_exactly_one_fold(count, num_folds):
+    items = scans(count)
+    tests = []
+    for fold in range(num_folds):
+        parts = {part: cases(split_datalist(items, part, num_folds=num_folds, fold=fold)) for part in PARTS}
+        assert sorted(case for part in parts.values() for case in part) == cases(items)
+        assert count // num_folds <= len(parts["test"]) <= -(-count // num_folds)
+        assert len(parts["validation"]) == max(1, round(count * 0.1))
+        tests += parts["test"]
+    assert sorted(tests) == cases(items)
+
+
+@pytest.mark.parametrize(("num_folds", "fold"), [(1, 0), (3, 3), (3, -1)])
+def test_a_fold_that_does_not_exist_is_refused(num_folds, fold):
+    with pytest.raises(ValueError, match="num_folds must be at least 2"):
+        split_datalist(scans(9), "test", num_folds=num_folds, fold=fold)
+
+
 def test_a_smaller_subset_is_the_start_of_a_larger_one():
     items = scans(20)
     order = few_label_subset(items, 20)

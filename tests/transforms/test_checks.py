@@ -5,6 +5,7 @@ import pytest
 import torch
 from monai.data import MetaTensor
 
+from custom_components.errors import InputError
 from custom_components.transforms import CheckScan, CheckScand
 
 
@@ -62,3 +63,21 @@ def test_the_dictionary_form_leaves_every_entry_as_it_is():
     data = {"image": MetaTensor(scan()), "label": torch.zeros(1), "case": "a"}
     checked = CheckScand("image", name_key="case")(data)
     assert checked.keys() == data.keys() and all(checked[key] is data[key] for key in data)
+
+
+def ct(low, high):
+    return np.linspace(low, high, 60).reshape(1, 3, 4, 5).astype(np.float32)
+
+
+@pytest.mark.parametrize("high", [1.0, 255.0])
+def test_a_picture_of_a_ct_is_refused_because_it_is_not_in_hu(high):
+    with pytest.raises(InputError, match=rf"case_1: a CT in HU was expected .* between 0 and {high:g}"):
+        CheckScan(modality="CT")(ct(0, high), name="case_1")
+    CheckScan(modality="MRI")(ct(0, high))
+
+
+def test_an_mri_given_as_ct_is_warned_of_and_a_ct_is_not(caplog):
+    CheckScan(modality="CT")(ct(-1000, 1500))
+    assert not caplog.records
+    CheckScan(modality="CT")(ct(0, 1500), name="case_2")
+    assert "case_2: a CT in HU was expected" in caplog.text and "MRI" in caplog.text

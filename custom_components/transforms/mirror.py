@@ -1,0 +1,67 @@
+"""Mirroring a labelled scan without confusing left and right."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any
+
+import torch
+from monai.config import KeysCollection
+from monai.transforms import Flip, MapTransform, RandomizableTransform
+
+
+class RandMirrord(RandomizableTransform, MapTransform):
+    """Mirror a scan left to right, and give the organs of either side the name that they then have.
+
+    A mirrored right parotid gland looks like a left one. MONAI's `RandFlipd` alone would teach the network that it is a
+    right one; here the label values of each pair of classes are exchanged, and so are their entries in `annotated`.
+
+    Args:
+        keys: images and labels (C, H, W, D), in RAS order, so that the first spatial axis runs from left to right.
+        class_names: names of label values 1..K.
+        mirrored_classes: pairs of class names that are each other's mirror image; other classes keep their value.
+        prob: probability to mirror.
+        label_key: which of `keys` is the label.
+        annotated_key: entry (K,) that says which classes are annotated (see `AnnotatedClassesd`); may be absent.
+        allow_missing_keys: skip keys that are absent.
+
+    Raises:
+        ValueError: a pair that is not two different class names, or a class in two pairs.
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        class_names: Sequence[str],
+        mirrored_classes: Sequence[Sequence[str]] = (),
+        prob: float = 0.5,
+        label_key: Hashable = "label",
+        annotated_key: Hashable = "annotated",
+        allow_missing_keys: bool = False,
+    ) -> None:
+        MapTransform.__init__(self, keys, allow_missing_keys)
+        RandomizableTransform.__init__(self, prob)
+        named = [name for pair in mirrored_classes for name in pair]
+        if any(len(pair) != 2 for pair in mirrored_classes) or len(set(named)) < len(named) or not set(named) <= set(class_names):
+            raise ValueError(f"mirrored_classes must be pairs of different names out of {list(class_names)} but are {mirrored_classes}")
+        # value k becomes mirrored_value[k]
+        self.mirrored_value = torch.arange(len(class_names) + 1)
+        for first, second in mirrored_classes:
+            a, b = class_names.index(first) + 1, class_names.index(second) + 1
+            self.mirrored_value[a], self.mirrored_value[b] = b, a
+        self.label_key, self.annotated_key = label_key, annotated_key
+        self.flip = Flip(spatial_axis=0)
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        d = dict(data)
+        self.randomize(None)
+        if not self._do_transform:
+            return d
+        for key in self.key_iterator(d):
+            d[key] = self.flip(d[key])
+            if key == self.label_key:
+                # in place, so that a MetaTensor stays one
+                d[key] = d[key].copy_(self.mirrored_value[d[key].long()])
+        if self.annotated_key in d:
+            d[self.annotated_key] = d[self.annotated_key][self.mirrored_value[1:] - 1]
+        return d

@@ -1,0 +1,68 @@
+import numpy as np
+import pytest
+import torch
+from monai.data import MetaTensor
+
+from custom_components.transforms import RandMirrord
+
+NAMES = ["Brainstem", "RightParotid", "LeftParotid"]
+SIDES = [["RightParotid", "LeftParotid"]]
+
+
+def item():
+    """A patient in RAS order: +x is the right, where the right gland is bright."""
+    label = torch.zeros(1, 7, 4, 3, dtype=torch.uint8)
+    label[:, 3], label[:, 5], label[:, 1] = 1, 2, 3
+    image = torch.zeros(1, 7, 4, 3)
+    image[:, 5], image[:, 1] = 0.9, 0.4
+    return {
+        "image": MetaTensor(image, affine=torch.eye(4)),
+        "label": MetaTensor(label, affine=torch.eye(4)),
+        "annotated": torch.tensor([1.0, 1.0, 0.0]),
+    }
+
+
+def test_a_right_organ_is_on_the_right_before_and_after_mirroring():
+    mirrored = RandMirrord(["image", "label"], NAMES, SIDES, prob=1.0)(item())
+    for data in (item(), mirrored):
+        right, left = (np.argwhere(np.asarray(data["label"])[0] == value)[:, 0].mean() for value in (2, 3))
+        assert right > 3 > left
+    assert mirrored["label"].dtype == torch.uint8 and isinstance(mirrored["label"], MetaTensor)
+
+
+def test_the_image_is_mirrored_along_the_first_axis_only():
+    mirrored = RandMirrord(["image", "label"], NAMES, SIDES, prob=1.0)(item())
+    assert np.array_equal(np.asarray(mirrored["image"]), np.asarray(item()["image"])[:, ::-1])
+    assert float(mirrored["image"][mirrored["label"] == 2].unique()) == pytest.approx(0.4)  # what was the left gland
+
+
+def test_an_organ_that_is_annotated_on_one_side_is_annotated_on_the_other_afterwards():
+    mirrored = RandMirrord(["image", "label"], NAMES, SIDES, prob=1.0)(item())
+    assert mirrored["annotated"].tolist() == [1, 0, 1]
+
+
+def test_twice_is_not_at_all_and_the_input_stays_as_it_is():
+    mirror, data = RandMirrord(["image", "label"], NAMES, SIDES, prob=1.0), item()
+    twice = mirror(mirror(data))
+    for key, value in item().items():
+        assert torch.equal(torch.as_tensor(twice[key]), torch.as_tensor(value))
+        assert torch.equal(torch.as_tensor(data[key]), torch.as_tensor(value))
+
+
+def test_classes_without_a_side_are_only_mirrored():
+    mirrored = RandMirrord(["image", "label"], NAMES, prob=1.0)(item())
+    assert np.array_equal(np.asarray(mirrored["label"]), np.asarray(item()["label"])[:, ::-1])
+
+
+def test_half_of_the_scans_are_mirrored_and_the_seed_decides_which():
+    mirror = RandMirrord(["image", "label"], NAMES, SIDES).set_random_state(0)
+    seen = [bool(mirror(item())["annotated"][1] == 0) for _ in range(200)]
+    mirror.set_random_state(0)
+    assert seen == [bool(mirror(item())["annotated"][1] == 0) for _ in range(200)]
+    assert 70 < sum(seen) < 130
+
+
+@pytest.mark.parametrize("pairs", [[["RightParotid"]], [["RightParotid", "Spleen"]], [["Brainstem", "Brainstem"]]])
+def test_pairs_that_are_no_pairs_of_classes_are_refused(pairs):
+    with pytest.raises(ValueError, match="pairs of different names"):
+        RandMirrord("label", NAMES, pairs)
