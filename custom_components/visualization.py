@@ -6,12 +6,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import nibabel
 import numpy as np
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
+from monai.transforms import Compose, LoadImage, Orientation
 
+from custom_components.errors import InputError
+
+SOFT_TISSUE_HU, AIR_HU = (-175.0, 250.0), -500.0
 PLANES = (("sagittal", 0), ("coronal", 1), ("axial", 2))
 COLOURS = (
     "#e6194b #3cb44b #ffe119 #4363d8 #f58231 #911eb4 #42d4f4 #f032e6 "
@@ -33,7 +36,8 @@ def overlay_figure(
         image: `(H, W, D)` in RAS order.
         labels: title of the row -> label volume `(H, W, D)`, 0 = background, k = `class_names[k - 1]`.
         spacing: voxel spacing, mm; pixels are drawn with the right aspect.
-        window: intensities shown as black and white; None takes the 1st and 99th percentile.
+        window: intensities shown as black and white; None takes soft tissue (-175 to 250 HU) where there are values of
+            air in HU, below -500, and the 1st and 99th percentile otherwise.
 
     Raises:
         ValueError: where a label's shape is not the image's.
@@ -42,7 +46,9 @@ def overlay_figure(
     for name, label in labels.items():
         if label.shape != image.shape:
             raise ValueError(f"{name}: label is {label.shape} but the image is {image.shape}")
-    low, high = window if window is not None else np.percentile(image, [1, 99])
+    if window is None:
+        window = SOFT_TISSUE_HU if image.min() < AIR_HU else tuple(np.percentile(image, [1, 99]))
+    low, high = window
     centre = _centre(list(labels.values()), image.shape)
     extent = [size * step for size, step in zip(image.shape, spacing)]
     widths = [extent[1], extent[0], extent[0]]
@@ -69,7 +75,8 @@ def overlay_figure(
             axis.set_yticks([])
             axis.set_title(plane if axis is not row[0] else f"{name}: {plane}", fontsize=9)
     handles = [Patch(color=colours(k / max(len(class_names) - 1, 1)), label=name) for k, name in enumerate(class_names)]
-    figure.legend(handles=handles, loc="outside lower center", ncols=min(5, len(handles)), fontsize=8, frameon=False)
+    columns = max(min(5, len(handles)), 1)
+    figure.legend(handles=handles, loc="outside lower center", ncols=columns, fontsize=8, frameon=False)
     if title:
         figure.suptitle(title, fontsize=10)
     return figure
@@ -84,28 +91,53 @@ def _centre(labels: Sequence[np.ndarray], shape: Sequence[int]) -> list[int]:
     return [size // 2 for size in shape]
 
 
+def read_in_ras(path: str | Path) -> tuple[np.ndarray, list[float]]:
+    """A scan or label volume `(H, W, D)` in RAS order, and its spacing in mm; any format that MONAI reads.
+
+    Raises:
+        InputError: a file that does not hold one 3D volume.
+    """
+    if not Path(path).exists():
+        raise InputError(f"{path}: no such file; check the path")
+    try:
+        volume = Compose([LoadImage(image_only=True, ensure_channel_first=True), Orientation(axcodes="RAS")])(str(path))
+    except Exception as error:  # each of MONAI's readers raises its own kinds
+        raise InputError(f"{path}: could not be read as a scan; export it again, as NIfTI for instance") from error
+    if volume.ndim != 4 or len(volume) != 1:
+        raise InputError(f"{path}: one 3D volume was expected but its shape is {tuple(volume.shape[1:])}")
+    return np.asarray(volume[0]), [float(step) for step in np.linalg.norm(np.asarray(volume.affine)[:3, :3], axis=0)]
+
+
 def save_overlay(
     image: str | Path,
     labels: Mapping[str, str | Path],
-    class_names: Sequence[str],
+    class_names: Sequence[str] | None,
     output: str | Path,
     window: tuple[float, float] | None = None,
     title: str = "",
 ) -> Path:
-    """Write `overlay_figure` of NIfTI files, turned to RAS order first, as PNG or what the suffix of `output` says.
+    """Write `overlay_figure` of files, turned to RAS order first, as PNG or what the suffix of `output` says.
 
     Args:
         image: file of the scan.
         labels: title of the row -> file of a label volume on the scan's grid.
-        class_names, window, title: as in `overlay_figure`.
+        class_names: as in `overlay_figure`; None numbers the classes.
+        window, title: as in `overlay_figure`.
+
+    Raises:
+        InputError: a file that cannot be read, or a label of another shape than the scan.
     """
-    scan = nibabel.as_closest_canonical(nibabel.load(image))
-    volumes = {
-        name: np.asarray(nibabel.as_closest_canonical(nibabel.load(path)).dataobj).astype(np.int16)
-        for name, path in labels.items()
-    }
-    spacing = [float(size) for size in scan.header.get_zooms()[:3]]
-    figure = overlay_figure(np.asarray(scan.dataobj), volumes, class_names, spacing, window, title)
+    scan, spacing = read_in_ras(image)
+    volumes = {name: read_in_ras(path)[0].astype(np.int16) for name, path in labels.items()}
+    for name, volume in volumes.items():
+        if volume.shape != scan.shape:
+            raise InputError(
+                f"{labels[name]}: label is {volume.shape} but {image} is {scan.shape}, both in RAS order; "
+                "resample one to the other"
+            )
+    if class_names is None:
+        class_names = [f"class {k}" for k in range(1, max(int(v.max()) for v in volumes.values()) + 1)]
+    figure = overlay_figure(scan, volumes, class_names, spacing, window, title)
     output = Path(output)
     output.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(output, dpi=130)

@@ -3,7 +3,9 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
+from custom_components.errors import InputError
 from custom_components.visualization import overlay_figure, save_overlay
+from scripts.show import show
 
 
 def test_a_label_of_another_shape_is_refused():
@@ -25,3 +27,28 @@ def test_planes_go_through_the_middle_of_the_labels_and_show_their_colours(tmp_p
     assert coloured.mean() > 0.01
     columns = np.array_split(coloured, 3, axis=1)
     assert all(part.any() for part in columns)
+
+
+def written(path, shape, value=1):
+    volume = np.zeros(shape, dtype=np.int16)
+    volume[1:3, 1:3, 1:3] = value
+    nib.save(nib.Nifti1Image(volume, np.diag([-1.0, 2.0, 1.0, 1.0])), path)
+    return path
+
+
+def test_the_command_line_draws_numbered_classes(tmp_path, capsys):
+    scan, label = written(tmp_path / "scan.nii.gz", (6, 5, 4), -900), written(tmp_path / "scan_seg.nii.gz", (6, 5, 4))
+    show(str(scan), str(label), str(tmp_path / "overlay.png"))
+    assert "overlay.png" in capsys.readouterr().out
+    assert imread(tmp_path / "overlay.png").size > 0
+
+
+def test_files_that_cannot_be_drawn_are_named(tmp_path):
+    scan, label = written(tmp_path / "scan.nii.gz", (6, 5, 4)), written(tmp_path / "other.nii.gz", (6, 5, 3))
+    with pytest.raises(InputError, match=r"other.nii.gz: label is \(6, 5, 3\)"):
+        show(str(scan), str(label), str(tmp_path / "overlay.png"))
+    with pytest.raises(InputError, match="absent.nii.gz: no such file"):
+        show(str(scan), str(tmp_path / "absent.nii.gz"), str(tmp_path / "overlay.png"))
+    (tmp_path / "broken.nii.gz").write_bytes(b"no NIfTI")
+    with pytest.raises(InputError, match="broken.nii.gz: could not be read"):
+        show(str(tmp_path / "broken.nii.gz"), str(label), str(tmp_path / "overlay.png"))
