@@ -25,6 +25,8 @@ BUNDLES = Path(__file__).resolve().parent.parent / "bundles"
 # phantoms are 3 to 4 mm apart, so that two cores finish in minutes; these are the only settings that differ
 SETTINGS = {"spacing": [4.0, 4.0, 4.0], "crop_size": [32, 32, 32], "base_channels": 8, "num_scales": 4}
 
+MADE = ("phantoms", "unseen", "cache", "pretrain", "probe_pretrained", "probe_untrained")
+
 
 def bundle_run(bundle: str, configs: list[str], **settings: object) -> None:
     """Run a bundle the way a user does, in a process of its own."""
@@ -58,10 +60,13 @@ def quickstart(
     """
     started = time.monotonic()
     output = Path(output_dir)
-    if (output / "phantoms").is_dir():
-        shutil.rmtree(output)
-    elif output.exists() and any(output.iterdir()):
+    marker = output / "made_by_quickstart"
+    if output.exists() and any(output.iterdir()) and not marker.is_file():
         raise InputError(f"{output}: is not empty and not an earlier quick start; choose another --output_dir")
+    for made in MADE:
+        shutil.rmtree(output / made, ignore_errors=True)
+    output.mkdir(parents=True, exist_ok=True)
+    marker.touch()
     data, unseen = output / "phantoms", output / "unseen"
     print(f"Writing {num_phantoms} MRI phantoms to {data} and an unseen one to {unseen}", flush=True)
     write_phantoms(data, "mri", num_phantoms, seed=seed)

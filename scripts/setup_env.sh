@@ -11,10 +11,10 @@ if ! "$python" -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 13
     exit 1
 fi
 stamp=$venv/installed
-wanted=$(cat constraints.txt setup.cfg pyproject.toml <(echo "$target") | sha256sum)
+wanted=$(cat constraints.txt setup.cfg pyproject.toml <(echo "$target") | cksum)
 # an environment with an extra has all that one without has
 if [ "$(cat "$stamp" 2>/dev/null)" = "$wanted" ] || { [ -z "${1:-}" ] && [ -f "$stamp" ] &&
-    [ "$(cat "$stamp")" = "$(cat constraints.txt setup.cfg pyproject.toml <(echo '.[dev]') | sha256sum)" ]; }; then
+    [ "$(cat "$stamp")" = "$(cat constraints.txt setup.cfg pyproject.toml <(echo '.[dev]') | cksum)" ]; }; then
     exit 0
 fi
 echo "Setting up $venv for $target: a few minutes, once"

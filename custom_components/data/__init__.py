@@ -1,14 +1,20 @@
 """Lists of scans, splits, the memory-mapped cache, and procedural phantoms."""
 
 from .cache import MemoryMappedDataset
-from .datalists import DataError, case_name, class_names_of, list_scans, read_datalist
+from .datalists import case_name, class_names_of, list_scans, output_name, read_datalist
+from .dicom import DicomSeriesReader, series_of
+from .headers import DataError
+from .loading import LoadScan, LoadScand, scan_grid
 from .phantoms import PHANTOM_CLASSES, PHANTOM_SIZES, make_phantom, phantom_affine, write_phantoms
 from .splits import few_label_subset, split_datalist
 from .writer import ExactNiftiWriter
 
 __all__ = [
     "DataError",
+    "DicomSeriesReader",
     "ExactNiftiWriter",
+    "LoadScan",
+    "LoadScand",
     "MemoryMappedDataset",
     "PHANTOM_CLASSES",
     "PHANTOM_SIZES",
@@ -17,8 +23,11 @@ __all__ = [
     "few_label_subset",
     "list_scans",
     "make_phantom",
+    "output_name",
     "phantom_affine",
     "read_datalist",
+    "scan_grid",
+    "series_of",
     "split_datalist",
     "write_phantoms",
 ]

@@ -20,9 +20,13 @@ from monai.data import MetaTensor, PersistentDataset
 from monai.transforms import Transform
 from tqdm import tqdm
 
+from custom_components.version import __version__
+
 from .datalists import DataError
 
 logger = logging.getLogger(__name__)
+
+POSITION = "scan"  # index of an item in its list: another one where a scan was added
 
 
 def describe(value: Any) -> Any:
@@ -37,6 +41,8 @@ def describe(value: Any) -> Any:
         return np.asarray(value).tolist()
     if isinstance(value, np.random.RandomState):
         return None
+    if isinstance(value, torch.dtype):
+        return str(value)
     if isinstance(value, Transform):
         return [type(value).__qualname__, describe(vars(value))]
     # a class, function, enumeration or reader: its name, not its address in memory
@@ -49,8 +55,8 @@ class MemoryMappedDataset(PersistentDataset):
     The transforms up to the first random one run once an item; a training step then reads from disk only the crop that
     it cuts, never a whole volume. Every item is prepared when the dataset is made, with a progress bar, so that a
     damaged file is found before training starts, all of them in one message. An item's folder is complete or absent
-    (written under another name, then renamed), and it is used only while the source files, the transforms and MONAI are
-    those that made it.
+    (written under another name, then renamed), and it is used only while the source files, the transforms, MONAI and
+    this package are those that made it. Where an item stands in the list (`scan`) does not matter.
 
     Args:
         data: items, such as those of `read_datalist`.
@@ -75,7 +81,7 @@ class MemoryMappedDataset(PersistentDataset):
         self.folder = Path(cache_dir)
         self.folder.mkdir(parents=True, exist_ok=True)
         fixed = [t for t in self.transform.transforms[: self.transform.get_index_of_first(_is_random)]]
-        self._transform_key = json.dumps([describe(fixed), monai.__version__], sort_keys=True)
+        self._transform_key = json.dumps([describe(fixed), monai.__version__, __version__], sort_keys=True)
         self.prepare(progress)
 
     def prepare(self, progress: bool = True) -> None:
@@ -92,6 +98,7 @@ class MemoryMappedDataset(PersistentDataset):
 
     def item_folder(self, item: Mapping[str, Any]) -> Path:
         """Where the arrays of an item are, or will be."""
+        item = {key: value for key, value in item.items() if key != POSITION}
         sources = []
         for value in item.values():
             if isinstance(value, str) and os.path.isfile(value):
@@ -129,6 +136,8 @@ class MemoryMappedDataset(PersistentDataset):
             self._build(item_transformed)
         record = json.loads((folder / "item.json").read_text())
         item = dict(record["values"])
+        if POSITION in item_transformed:
+            item[POSITION] = item_transformed[POSITION]
         for path in sorted(folder.glob("*.npy")):
             # copy-on-write: torch wants writable memory, the file must stay as it is
             tensor = torch.from_numpy(np.load(path, mmap_mode="c"))

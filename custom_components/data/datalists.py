@@ -10,21 +10,18 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
 import numpy as np
 
-from custom_components.errors import InputError
+from .dicom import holds_dicom
+from .headers import ITK_SUFFIXES, NIFTI_SUFFIXES, DataError, Grid
+from .loading import scan_grid
 
-SUFFIXES = (".nii.gz", ".nii")
+SUFFIXES = NIFTI_SUFFIXES + ITK_SUFFIXES
 AFFINE_TOLERANCE_MM = 1e-3
 LABELS_FORM = '"labels": {"0": "background", "1": "Liver", ...}'
 TRAINING_FORM = '"training": [{"image": "./imagesTr/a.nii.gz", "label": "./labelsTr/a.nii.gz"}, ...]'
 
 Folders = str | os.PathLike | Sequence[str | os.PathLike]
-
-
-class DataError(InputError):
-    """Faults of the user's data, one line a faulty file: what was expected, what came, what to do."""
 
 
 def read_datalist(
@@ -69,7 +66,7 @@ def read_datalist(
         count = len(names or [])
         found = [_item(folder, entry, count, labelled, faults) for entry in listed]
         complete = [item for item in found if item is not None]
-        faults += _name_clashes(complete)
+        faults += [clash for clash in _name_clashes(complete) if clash is not None]
         if labelled:
             faults += _lonely_labels(folder, listed)
         items += complete
@@ -81,17 +78,21 @@ def read_datalist(
 
 
 def list_scans(path: str | os.PathLike) -> list[dict[str, str]]:
-    """The scans to run inference on, checked like those of `read_datalist`.
+    """The scans to run inference on, each checked; what is wrong with one does not keep the others from the list.
 
     Args:
-        path: one NIfTI file, or a folder: the "training" and "test" images of its `dataset.json`, else the NIfTI files
-            directly inside, else those of `imagesTr` and `imagesTs`.
+        path: one NIfTI, NRRD or MetaImage file, or a folder: the "training" and "test" images of its `dataset.json`,
+            else the scans directly inside, else those in `imagesTr` and `imagesTs`. DICOM files directly inside are one
+            scan, and so are those of each sub-folder.
 
     Returns:
-        Items with `image` (path) and `case` (file name without .nii or .nii.gz).
+        Items with `image` (path of the file, or of the folder of a DICOM series), `case` (file name without suffix, or
+        name of that folder) and, where the scan cannot be used, `fault` (a sentence): its header is not that of a 3D
+        scan, its DICOM series is not as `series_of` wants it, or another scan has the same case name. `LoadScand`
+        raises the fault.
 
     Raises:
-        DataError: one line for each fault, also where two files would give the same case name.
+        DataError: no such file or folder, no scan in it, or a bad `dataset.json`.
     """
     source = Path(path).expanduser()
     if source.is_dir():
@@ -101,11 +102,13 @@ def list_scans(path: str | os.PathLike) -> list[dict[str, str]]:
     else:
         raise DataError(f"{source}: no such file or folder; check the path")
     items = [{"image": image, "case": case_name(image)} for image in images]
-    faults = _name_clashes(items)
     for item in items:
-        faults += _header_faults(item["image"])
-    if faults:
-        raise DataError("\n".join(faults))
+        for fault in _header_faults(item["image"]):
+            item["fault"] = fault
+    sound = [item for item in items if "fault" not in item]
+    for item, clash in zip(sound, _name_clashes(sound)):
+        if clash is not None:
+            item["fault"] = clash
     return items
 
 
@@ -141,9 +144,19 @@ def class_names_of(dataset_dir: str | os.PathLike) -> list[str]:
 
 
 def case_name(path: str | os.PathLike) -> str:
-    """File name without .nii or .nii.gz."""
+    """File name without the suffix of a scan's format, such as .nii.gz; the name of the folder for a DICOM series."""
     name = os.path.basename(path)
     return next((name[: -len(suffix)] for suffix in SUFFIXES if name.lower().endswith(suffix)), name)
+
+
+def output_name(metadict: Mapping, saver: Any) -> dict[str, Any]:
+    """For `SaveImage(output_name_formatter=...)`: the file's name starts with the `case` of `list_scans`.
+
+    MONAI cuts a name at its last dot, which is wrong for the folder of a DICOM series: it would take `1.2.840` and
+    `1.2.841` for the same.
+    """
+    # MONAI takes off exactly the suffix that is put on here
+    return {"subject": case_name(metadict["filename_or_obj"]) + ".nii.gz", "idx": metadict.get("patch_index")}
 
 
 def _folders(dataset_dir: Any) -> list[Path]:
@@ -185,11 +198,26 @@ def _entries(file: Path, content: Mapping[str, Any], key: str) -> list[Any]:
     return entries
 
 
-def _nifti_files(folder: Path) -> list[str]:
+def _files(folder: Path, suffixes: tuple[str, ...]) -> list[str]:
     if not folder.is_dir():
         return []
     files = (entry for entry in folder.iterdir() if entry.is_file() and not entry.name.startswith("."))
-    return sorted(str(file) for file in files if file.name.lower().endswith(SUFFIXES))
+    return sorted(str(file) for file in files if file.name.lower().endswith(suffixes))
+
+
+def _nifti_files(folder: Path) -> list[str]:
+    return _files(folder, NIFTI_SUFFIXES)
+
+
+def _scans_inside(folder: Path) -> list[str]:
+    """Files of any format, and folders of DICOM series: the folder itself and those directly inside."""
+    if not folder.is_dir():
+        return []
+    # "." has no name that could name the case
+    own = [Path(os.path.abspath(folder))] if holds_dicom(folder) else []
+    inside = [entry for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith(".")]
+    series = [str(entry) for entry in [*own, *inside] if holds_dicom(entry)]
+    return sorted(_files(folder, SUFFIXES) + series)
 
 
 def _listed_scans(folder: Path, labelled: bool) -> list[Any]:
@@ -235,10 +263,11 @@ def _scans_in(folder: Path) -> list[str]:
         if faults:
             raise DataError("\n".join(faults))
     else:
-        images = _nifti_files(folder) or _nifti_files(folder / "imagesTr") + _nifti_files(folder / "imagesTs")
+        images = _scans_inside(folder) or _scans_inside(folder / "imagesTr") + _scans_inside(folder / "imagesTs")
     if not images:
         raise DataError(
-            f"{folder}: no scan found; looked for dataset.json, *.nii.gz and *.nii, also in imagesTr and imagesTs"
+            f"{folder}: no scan found; looked for dataset.json, {', '.join('*' + suffix for suffix in SUFFIXES)}, and "
+            "DICOM files directly inside or in a sub-folder, also in imagesTr and imagesTs"
         )
     return images
 
@@ -287,13 +316,14 @@ def _item(folder: Path, entry: Any, num_classes: int, labelled: bool, faults: li
     return item
 
 
-def _name_clashes(items: Iterable[Mapping[str, Any]]) -> list[str]:
+def _name_clashes(items: Iterable[Mapping[str, Any]]) -> list[str | None]:
+    """For each item, the fault that an earlier one has the same case name, or None."""
     first: dict[str, str] = {}
-    faults = []
+    faults: list[str | None] = []
     for item in items:
         other = first.setdefault(item["case"], item["image"])
-        if other is not item["image"]:
-            faults.append(f"{item['image']}: has the same case name as {other}; rename or remove one of the two")
+        fault = f"{item['image']}: has the same case name as {other}; rename or remove one of the two"
+        faults.append(None if other is item["image"] else fault)
     return faults
 
 
@@ -310,10 +340,15 @@ def _lonely_labels(folder: Path, entries: Iterable[Any]) -> list[str]:
 def _header_faults(image: str, label: str | None = None) -> list[str]:
     """What is wrong with the headers of an image and, where given, its label."""
     faults: list[str] = []
-    grids = [_grid(path, faults) for path in (image, label) if path is not None]
+    grids: list[Grid] = []
+    for path in (image, label):
+        try:
+            grids += [scan_grid(path)] if path is not None else []
+        except DataError as error:
+            faults.append(str(error))
     if faults or label is None:
         return faults
-    (shape, affine), (label_shape, label_affine) = grids  # type: ignore[misc]
+    (shape, affine), (label_shape, label_affine) = grids
     if shape != label_shape:
         return [f"{image}: image is {shape} but label is {label_shape}; resample one to the other"]
     corners = np.array([(*c, 1) for c in itertools.product(*((0, size - 1) for size in shape))])
@@ -324,30 +359,3 @@ def _header_faults(image: str, label: str | None = None) -> list[str]:
             "resample one to the other or correct the affine"
         ]
     return []
-
-
-def _grid(path: str, faults: list[str]) -> tuple[tuple[int, ...], np.ndarray] | None:
-    """Shape (H, W, D) and affine (4, 4), mm, from the header of a file, or None with its fault appended to `faults`."""
-    if not os.path.isfile(path):
-        faults.append(f"{path}: is listed but there is no such file; add it or remove it from the list")
-        return None
-    try:
-        scan: Any = nib.load(path)
-        shape, affine, dtype = tuple(int(n) for n in scan.shape), scan.affine, scan.get_data_dtype()
-    except Exception as error:  # nibabel, gzip and zlib raise many kinds
-        reason = " ".join(str(error).replace(path, "the file").split())
-        faults.append(f"{path}: no readable NIfTI header ({reason[:200]}); export the scan again or remove the file")
-        return None
-    # (H, W, D, 1) is read as one channel by MONAI, so it is as good as (H, W, D)
-    spatial = shape[:3] if len(shape) == 4 and shape[3] == 1 else shape
-    if len(spatial) != 3 or 0 in spatial:
-        faults.append(f"{path}: a 3D scan was expected but its shape is {shape}; store one 3D volume a file")
-    elif affine is None or not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-6:
-        faults.append(
-            f"{path}: the affine is singular or not finite, so positions in mm are unknown; correct the header"
-        )
-    elif dtype.kind not in "iuf":
-        faults.append(f"{path}: whole or floating-point numbers were expected but voxels are {dtype}; convert the scan")
-    else:
-        return spatial, np.asarray(affine, dtype=float)
-    return None

@@ -1,6 +1,7 @@
 """Engines, and the preparation of their batches, where MONAI has none that fits."""
 
 from .batches import prepare_partial_labels, prepare_views
+from .folder import FolderInference
 from .pretrainer import Pretrainer
 
-__all__ = ["Pretrainer", "prepare_partial_labels", "prepare_views"]
+__all__ = ["FolderInference", "Pretrainer", "prepare_partial_labels", "prepare_views"]

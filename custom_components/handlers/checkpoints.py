@@ -5,6 +5,7 @@ MONAI's `CheckpointSaver` neither writes atomically nor finds the last checkpoin
 
 from __future__ import annotations
 
+import json
 import logging
 import platform
 import shlex
@@ -19,6 +20,7 @@ from typing import Any
 import monai
 import torch
 from ignite.engine import Events
+from monai.data.utils import set_rnd
 from monai.utils import set_determinism
 from torch import nn
 
@@ -39,7 +41,9 @@ class LastCheckpoint:
     """Save everything a training needs to go on, and go on from it when the training is started again.
 
     The file is `folder/last.pt`, plain data that loads with `weights_only=True`. On a restart the random numbers
-    continue from another seed (seed + iteration), so that the views already seen are not drawn again.
+    continue from another seed (that of the training plus the step), so that what was drawn is not drawn again. A
+    training may go on for longer than it was first meant to: the learning rate then follows the schedule of the new
+    length.
 
     Args:
         folder: folder of the checkpoint.
@@ -47,13 +51,25 @@ class LastCheckpoint:
         interval: epochs between two checkpoints.
         seed: the training's seed.
         resume: False starts anew and overwrites.
+        settings: what makes this training what it is, plain data; a checkpoint with other settings is refused.
+
+    Raises:
+        InputError: when the training starts, if the checkpoint is of another training or of a longer one.
     """
 
     def __init__(
-        self, folder: str | Path, save_dict: Mapping[str, Any], interval: int = 1, seed: int = 0, resume: bool = True
+        self,
+        folder: str | Path,
+        save_dict: Mapping[str, Any],
+        interval: int = 1,
+        seed: int = 0,
+        resume: bool = True,
+        settings: Mapping[str, Any] | None = None,
     ) -> None:
         self.path = Path(folder) / "last.pt"
         self.save_dict, self.interval, self.seed, self.resume = dict(save_dict), interval, seed, resume
+        # as it comes back from the file
+        self.settings: dict[str, Any] = json.loads(json.dumps(dict(settings or {}), default=str))
 
     def attach(self, engine: Any) -> None:
         self.save_dict["trainer"] = engine
@@ -63,23 +79,49 @@ class LastCheckpoint:
 
     def save(self, engine: Any) -> None:
         if engine.state.rank == 0:
-            _save({name: item.state_dict() for name, item in self.save_dict.items()}, self.path)
+            states = {name: item.state_dict() for name, item in self.save_dict.items()}
+            _save({**states, "settings": self.settings}, self.path)
 
     def load(self, engine: Any) -> None:
         if not (self.resume and self.path.is_file()):
             return
         state = torch.load(self.path, map_location="cpu", weights_only=True)
         max_epochs, epoch_length = engine.state.max_epochs, engine.state.epoch_length
-        if state["trainer"]["epoch_length"] != epoch_length:
+        found = {**state.get("settings", {}), "steps_per_epoch": state["trainer"]["epoch_length"]}
+        wanted = {**self.settings, "steps_per_epoch": epoch_length}
+        differing = [key for key in wanted if key in found and found[key] != wanted[key]]
+        if differing:
+            key = differing[0]
             raise InputError(
-                f"{self.path}: was written by a training with {state['trainer']['epoch_length']} steps an epoch, "
-                f"this one has {epoch_length}; use the same settings, another output_dir, or --resume False"
+                f"{self.path}: was written by a training with {key}={found[key]}, this one has {key}={wanted[key]}; "
+                "use the same settings, another output_dir, or --resume False"
+            )
+        done = state["trainer"]["iteration"]
+        if done > max_epochs * epoch_length:
+            raise InputError(
+                f"{self.path}: was written after {done} steps, more than the {max_epochs * epoch_length} of this "
+                "training; raise max_steps, or use another output_dir or --resume False"
             )
         for name, item in self.save_dict.items():
-            item.load_state_dict(state[name])
+            content = state[name]
+            if isinstance(item, torch.optim.lr_scheduler.LRScheduler):
+                # the position in the schedule; its length is this training's
+                content = {**item.state_dict(), **{key: content[key] for key in ("last_epoch", "_step_count")}}
+            item.load_state_dict(content)
         engine.state.max_epochs = max_epochs
-        set_determinism(seed=self.seed + engine.state.iteration)
+        self._draw_anew(engine)
         logger.info("resumed after step %d from %s", engine.state.iteration, self.path)
+
+    def _draw_anew(self, engine: Any) -> None:
+        """Seed what is random with a number that neither an earlier part of this training nor another process has."""
+        seed = self.seed + engine.state.iteration + 1_000_003 * engine.state.rank
+        set_determinism(seed=seed)
+        loader = getattr(engine, "data_loader", None)
+        # the transforms and the sampler were seeded when they were made
+        set_rnd(getattr(loader, "dataset", None), seed)
+        generator = getattr(getattr(loader, "sampler", None), "generator", None)
+        if generator is not None:
+            generator.manual_seed(seed)
 
 
 class BestWeights:
@@ -115,7 +157,7 @@ class ReleaseWeights:
     Args:
         network: the network (not its distributed wrapper).
         path: the file, for instance `output_dir/model.pt`.
-        selection: "best" takes the best validation's network, "last" the last one.
+        selection: "best" takes the best validation's network, where there was one, "last" the last one.
         folder: folder in which `BestWeights` keeps `best.pt`.
         settings: what made these weights (data, sizes, counts), for the provenance.
 
@@ -139,21 +181,32 @@ class ReleaseWeights:
         # now, because the checkout may change while the training runs
         self.commit = _git_commit()
         self.seconds, self._since = 0.0, time.monotonic()
+        self.steps_made = 0
 
-    def state_dict(self) -> dict[str, float]:
-        """Training time so far, so that it adds up over restarts."""
-        return {"seconds": self.seconds + time.monotonic() - self._since}
+    def state_dict(self) -> dict[str, Any]:
+        """Training time so far, so that it adds up over restarts, and the commit that the training started from."""
+        return {"seconds": self.seconds + time.monotonic() - self._since, "commit": self.commit}
 
-    def load_state_dict(self, state: Mapping[str, float]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.seconds, self._since = state["seconds"], time.monotonic()
+        self.commit = state.get("commit", self.commit)
 
     def attach(self, engine: Any) -> None:
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self._count)
         engine.add_event_handler(Events.COMPLETED, self)
+
+    def _count(self) -> None:
+        self.steps_made += 1
 
     def __call__(self, engine: Any) -> None:
         if engine.state.rank != 0:
             return
-        if self.selection == "best" and self.best is not None and self.best.is_file():
+        if self.steps_made == 0 and self.path.is_file():
+            logger.info("the training was finished before; %s stays as it is", self.path)
+            return
+        if self.best is None or not self.best.is_file():
+            self.selection = "last"
+        if self.selection == "best" and self.best is not None:
             load_weights(self.network, self.best)
         save_weights(self.network, self.path, {**self.settings, **self.provenance(engine)})
         logger.info("wrote %s (the %s network)", self.path, self.selection)

@@ -1,31 +1,40 @@
-"""When a training is validated."""
+"""When and on what a training is validated."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from ignite.engine import Events
+from monai.data.utils import set_rnd
 from monai.handlers import ValidationHandler
 
 
 class EarlyValidation(ValidationHandler):
-    """MONAI's `ValidationHandler`, with a first validation before the first step.
+    """MONAI's `ValidationHandler` that also validates before the first step and after the last epoch.
 
-    What would fail in validation (memory, a damaged scan) fails at once instead of an hour later, and TensorBoard has
-    the figures of the untrained network. MONAI's `exec_at_start` does this twice over, because it counts from epoch 0.
+    What would fail in validation (memory, a damaged scan) fails at once instead of an hour later, TensorBoard has the
+    figures of the untrained network, and the network at the end takes part in the choice of the best. MONAI's
+    `exec_at_start` validates twice over, because it counts from epoch 0.
+
+    Random transforms of the validation are seeded anew each time, so that all validations see the same crops.
 
     Args:
         validator: the evaluator.
         interval: epochs between two validations.
+        seed: seed of the validation's random transforms.
     """
 
-    def __init__(self, validator: Any, interval: int = 1) -> None:
+    def __init__(self, validator: Any, interval: int = 1, seed: int = 0) -> None:
         super().__init__(interval, validator, epoch_level=True)
-        self.evaluator = validator
+        self.evaluator, self.seed = validator, seed
 
     def attach(self, engine: Any) -> None:
-        super().attach(engine)
+        def due(engine: Any, epoch: int) -> bool:
+            return epoch % self.interval == 0 or epoch == engine.state.max_epochs
+
         engine.add_event_handler(Events.STARTED, self)
+        engine.add_event_handler(Events.EPOCH_COMPLETED(event_filter=due), self)
 
     def __call__(self, engine: Any) -> None:
+        set_rnd(getattr(self.evaluator.data_loader, "dataset", None), self.seed)
         self.evaluator.run(max(engine.state.epoch, 1))

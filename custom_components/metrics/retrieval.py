@@ -24,7 +24,7 @@ class VoxelRetrieval(Metric):
         spacing: voxel spacing of the views, mm.
         within: distance of the key figure, voxels.
         distances: distances reported in `results`, voxels.
-        csv_path: file for the figures of every pair; None writes none.
+        csv_path: file for the figures of every pair, with its case; None writes none.
 
     Source: the retrieval protocol of SAM (Yan et al., IEEE TMI 2022), on the views of this method.
     """
@@ -44,12 +44,18 @@ class VoxelRetrieval(Metric):
 
     def reset(self) -> None:
         self.pairs: list[dict[str, float]] = []
+        self.cases: list[str] = []
 
     def iteration_completed(self, engine: Any) -> None:
-        self.update(engine.state.output)
+        self.update(engine.state.output, engine.state.batch.get("case"))
 
-    def update(self, output: dict[str, Any]) -> None:
-        """`output` is that of an engine that uses `prepare_views`."""
+    def update(self, output: dict[str, Any], cases: Sequence[str] | None = None) -> None:
+        """Add a batch of pairs.
+
+        Args:
+            output: that of an engine that uses `prepare_views`.
+            cases: the case of each pair.
+        """
         embeddings, restored = output["pred"]
         target = output["label"]
         error = (restored.float() - target["original"].float()).square().flatten(1).mean(1).chunk(2)
@@ -67,6 +73,7 @@ class VoxelRetrieval(Metric):
             row["median_distance_mm"] = distance.median().item()
             row["restoration_error"] = (error[0][i] + error[1][i]).item() / 2
             self.pairs.append(row)
+            self.cases.append(cases[i] if cases is not None else "")
 
     @property
     def results(self) -> dict[str, float]:
@@ -78,7 +85,8 @@ class VoxelRetrieval(Metric):
 
     def compute(self) -> float:
         if self.csv_path is not None and self.pairs:
-            write_csv(self.csv_path, list(self.pairs[0]), self.pairs)
+            rows = [{"case": case, **row} for case, row in zip(self.cases, self.pairs)]
+            write_csv(self.csv_path, list(rows[0]), rows)
         return self.results.get(f"retrieved_within_{self.within}", 0.0)
 
     def completed(self, engine: Any, name: str) -> None:

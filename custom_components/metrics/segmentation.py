@@ -78,7 +78,7 @@ class SegmentationScores(Metric):
 
     def update(self, output: dict[str, Any]) -> None:
         """Score one case."""
-        prediction, truth = (torch.as_tensor(output[key])[0].to(torch.int16) for key in ("pred", "label"))
+        prediction, truth = (torch.as_tensor(output[key])[0].round().to(torch.int16) for key in ("pred", "label"))
         if prediction.shape != truth.shape:
             raise ValueError(
                 f"{output['case']}: the prediction is {tuple(prediction.shape)} but the label is {tuple(truth.shape)}"

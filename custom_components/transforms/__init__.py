@@ -4,7 +4,7 @@ from .annotated import AnnotatedClassesd
 from .baseline import RandInPlaneBlurOrSharpen, RandInPlaneBlurOrSharpend, RandWindow, RandWindowd
 from .bezier import RandBezierIntensity, RandBezierIntensityd
 from .body import BodyMask, BodyMaskd
-from .checks import CheckScan, CheckScand
+from .checks import CheckLabeld, CheckScan, CheckScand
 from .inpaint import RandInPaint, RandInPaintd
 from .mirror import RandMirrord
 from .restore import LogitsToLabel, LogitsToLabeld
@@ -15,6 +15,7 @@ __all__ = [
     "AnnotatedClassesd",
     "BodyMask",
     "BodyMaskd",
+    "CheckLabeld",
     "CheckScan",
     "CheckScand",
     "LogitsToLabel",

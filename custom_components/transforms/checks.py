@@ -123,3 +123,34 @@ class CheckScand(MapTransform):
             # the file says more than the case's name, which is for images that do not know their file
             self.check(d[key], name=d.get(self.name_key) if file == "image" and self.name_key is not None else file)
         return d
+
+
+class CheckLabeld(MapTransform):
+    """Check that a label volume holds whole numbers from 0 to `num_classes` and nothing else; leave it as it is.
+
+    Args:
+        keys: label volumes, any shape.
+        num_classes: number of classes; 0 is the background.
+        allow_missing_keys: skip keys that are absent.
+
+    Raises:
+        InputError: one sentence with the file's name and the values that have no class.
+    """
+
+    def __init__(self, keys: KeysCollection, num_classes: int, allow_missing_keys: bool = False) -> None:
+        super().__init__(keys, allow_missing_keys)
+        self.num_classes = num_classes
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        d = dict(data)
+        for key in self.key_iterator(d):
+            values = torch.as_tensor(d[key].as_tensor() if isinstance(d[key], MetaTensor) else d[key])
+            wrong = (values < 0) | (values > self.num_classes) | (values != values.round())
+            if wrong.any():
+                found = values[wrong].unique().tolist()
+                shown = ", ".join(f"{value:g}" for value in found[:5]) + (", ..." if len(found) > 5 else "")
+                raise InputError(
+                    f"{scan_name(d[key])}: whole numbers from 0 to {self.num_classes} were expected, one a class, but "
+                    f"the label also has {shown}; correct the label, or name all classes in class_names"
+                )
+        return d

@@ -42,8 +42,12 @@ class RandMirrord(RandomizableTransform, MapTransform):
         MapTransform.__init__(self, keys, allow_missing_keys)
         RandomizableTransform.__init__(self, prob)
         named = [name for pair in mirrored_classes for name in pair]
-        if any(len(pair) != 2 for pair in mirrored_classes) or len(set(named)) < len(named) or not set(named) <= set(class_names):
-            raise ValueError(f"mirrored_classes must be pairs of different names out of {list(class_names)} but are {mirrored_classes}")
+        paired = all(len(pair) == 2 for pair in mirrored_classes) and len(set(named)) == len(named)
+        if not paired or not set(named) <= set(class_names):
+            raise ValueError(
+                f"mirrored_classes must be pairs of different names out of {list(class_names)} "
+                f"but are {mirrored_classes}"
+            )
         # value k becomes mirrored_value[k]
         self.mirrored_value = torch.arange(len(class_names) + 1)
         for first, second in mirrored_classes:

@@ -41,7 +41,7 @@ def test_configs_agree_on_what_they_share(name):
     differing = {"max_voxels", "pairs_per_scan", "network_def", "preparation"}
     for key in common - differing:
         assert configs["evaluate"][key] == configs["train"][key], key
-    for key in set(configs["inference"]) & set(configs["evaluate"]) - {"initialize", "imports", "network_def"}:
+    for key in set(configs["inference"]) & set(configs["evaluate"]) - {"initialize", "run", "imports", "network_def"}:
         if key in configs["train"]:
             assert configs["inference"][key] == configs["evaluate"][key], key
 

@@ -1,5 +1,6 @@
 import gzip
 import json
+import os
 import time
 
 import nibabel as nib
@@ -7,7 +8,9 @@ import numpy as np
 import pytest
 from monai.transforms import LoadImage
 
-from custom_components.data import DataError, class_names_of, list_scans, read_datalist
+from custom_components.data import DataError, LoadScan, LoadScand, class_names_of, list_scans, read_datalist
+
+from ..scan_files import AXES, SPACING, volume, write_mha, write_nrrd, write_series
 
 NAMES = ["Liver", "Spleen"]
 
@@ -348,18 +351,104 @@ def test_inference_names_its_faults(folder, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="no scan found"):
         list_scans(tmp_path / "empty")
-    (tmp_path / "note.txt").write_text("no scan")
-    with pytest.raises(DataError, match=r"note.txt: no readable NIfTI header"):
-        list_scans(tmp_path / "note.txt")
-    write_scan(folder / "imagesTr" / "a.nii")
-    (folder / "dataset.json").unlink()
-    (folder / "imagesTr" / "b.nii.gz").write_bytes(b"")
-    with pytest.raises(DataError) as caught:
-        list_scans(folder)
-    assert "same case name" in str(caught.value) and "b.nii.gz" in str(caught.value)
     (folder / "dataset.json").write_text(json.dumps({"test": [{"label": "x"}]}))
     with pytest.raises(DataError, match="names no image file"):
         list_scans(folder)
+
+
+def test_a_bad_scan_keeps_its_fault_and_the_others_their_place_in_the_list(folder, tmp_path):
+    (tmp_path / "note.txt").write_text("no scan")
+    (item,) = list_scans(tmp_path / "note.txt")
+    assert "note.txt: no readable NIfTI header" in item["fault"]
+    write_scan(folder / "imagesTr" / "a.nii")
+    (folder / "dataset.json").unlink()
+    (folder / "imagesTr" / "b.nii.gz").write_bytes(b"")
+    faults = {os.path.basename(item["image"]): item.get("fault") for item in list_scans(folder)}
+    assert list(faults) == ["a.nii", "a.nii.gz", "b.nii.gz", "c.nii.gz"]
+    assert faults["a.nii"] is None and faults["c.nii.gz"] is None
+    assert "has the same case name as" in faults["a.nii.gz"] and "no readable NIfTI header" in faults["b.nii.gz"]
+    with pytest.raises(DataError, match="same case name"):
+        LoadScand("image")({"image": "a.nii.gz", "fault": faults["a.nii.gz"]})
+
+
+def test_a_bad_scan_does_not_claim_the_case_name_of_a_good_one(tmp_path):
+    (tmp_path / "a.nii.gz").write_bytes(b"")
+    write_nrrd(tmp_path / "a.nrrd")
+    assert ["fault" in item for item in list_scans(tmp_path)] == [True, False]
+
+
+def test_inference_takes_every_format_of_a_folder(tmp_path):
+    write_scan(tmp_path / "a.nii.gz")
+    write_nrrd(tmp_path / "b.nrrd")
+    write_mha(tmp_path / "c.MHA")
+    write_series(tmp_path / "1.2.840.1")
+    write_series(tmp_path / "1.2.840.2", suffix=".dcm")
+    (tmp_path / "empty").mkdir()
+    items = list_scans(tmp_path)
+    assert [item["case"] for item in items] == ["1.2.840.1", "1.2.840.2", "a", "b", "c"]
+    assert not any("fault" in item for item in items)
+    assert [item["case"] for item in list_scans(tmp_path / "1.2.840.1")] == ["1.2.840.1"]
+
+
+def test_a_series_in_the_current_folder_has_the_name_of_that_folder(tmp_path, monkeypatch):
+    write_series(tmp_path / "patient7")
+    monkeypatch.chdir(tmp_path / "patient7")
+    assert list_scans(".") == [{"image": str(tmp_path / "patient7"), "case": "patient7"}]
+
+
+def singular_nrrd(path):
+    return write_nrrd(path, directions=(AXES * SPACING)[:, [0, 1, 1]])
+
+
+def flat_mha(path):
+    return write_mha(path, volume((7, 6)))
+
+
+def coloured_mha(path):
+    return write_mha(path, more="ElementNumberOfChannels = 3\n")
+
+
+def complex_nrrd(path):
+    return write_nrrd(path, kind="block", more="block size: 2\n")
+
+
+def empty_file(path):
+    path.write_bytes(b"")
+    return path
+
+
+@pytest.mark.parametrize(
+    ("write", "name", "text"),
+    [
+        (singular_nrrd, "a.nrrd", "the affine is singular"),
+        (flat_mha, "a.mha", r"a 3D scan was expected but its shape is \(7, 6\)"),
+        (coloured_mha, "a.mha", "real numbers|floating-point numbers were expected but voxels are"),
+        (complex_nrrd, "a.nrrd", "no readable NRRD header"),
+        (empty_file, "a.nrrd", "no readable NRRD header"),
+        (empty_file, "a.mha", "no readable MetaImage header"),
+    ],
+)
+def test_headers_of_nrrd_and_metaimage_are_checked_like_those_of_nifti(tmp_path, write, name, text):
+    (item,) = list_scans(write(tmp_path / name))
+    assert item["fault"].startswith(f"{tmp_path / name}: ") and len(item["fault"].splitlines()) == 1
+    with pytest.raises(DataError, match=text):
+        LoadScand("image")({"image": str(tmp_path / name)})
+
+
+@pytest.mark.parametrize("name", ["a.nii.gz", "a.nrrd", "a.mha"])
+def test_truncated_voxels_are_found_when_a_scan_is_loaded(tmp_path, name):
+    path = tmp_path / name
+    if name == "a.nii.gz":
+        voxels = np.random.default_rng(0).integers(0, 1000, (20, 20, 20)).astype(np.int16)
+        nib.save(nib.Nifti1Image(voxels, np.eye(4)), path)
+    else:
+        {"a.nrrd": write_nrrd, "a.mha": write_mha}[name](path)
+    path.write_bytes(path.read_bytes()[:-100])
+    (item,) = list_scans(path)
+    assert "fault" not in item
+    with pytest.raises(DataError, match=f"{name}: could not be read") as caught:
+        LoadScan()(path)
+    assert len(str(caught.value).splitlines()) == 1
 
 
 @pytest.mark.parametrize(

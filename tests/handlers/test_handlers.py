@@ -1,12 +1,23 @@
 import json
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from ignite.engine import Engine, Events
+from monai.engines import Evaluator
+from monai.optimizers import WarmupCosineSchedule
+from monai.transforms import RandGaussianNoise
 
 from custom_components.errors import InputError
-from custom_components.handlers import BestWeights, FreezeBackbone, GradientClipping, LastCheckpoint, ReleaseWeights
+from custom_components.handlers import (
+    BestWeights,
+    EarlyValidation,
+    FreezeBackbone,
+    GradientClipping,
+    LastCheckpoint,
+    ReleaseWeights,
+)
 from custom_components.networks import SegmentationNetwork, read_weights
 
 
@@ -77,8 +88,81 @@ def test_a_checkpoint_of_another_epoch_length_is_refused(tmp_path):
         LastCheckpoint(tmp_path, {"network": network}).attach(engine)
         if length == 3:
             engine.start()
-    with pytest.raises(InputError, match="3 steps an epoch, this one has 5"):
+    with pytest.raises(InputError, match="steps_per_epoch=3, this one has steps_per_epoch=5"):
         engine.start()
+
+
+def test_a_checkpoint_of_another_training_is_refused(tmp_path):
+    """The same output folder for a fine-tuning and a probe: nothing is trained on, and nothing written."""
+    network = torch.nn.Linear(2, 1)
+    for head in ("linear", "nonlinear"):
+        engine = trainer(network, epochs=1)
+        LastCheckpoint(tmp_path, {"network": network}, settings={"head": head, "crop": (1, 2)}).attach(engine)
+        if head == "linear":
+            engine.start()
+            before = (tmp_path / "last.pt").read_bytes()
+    with pytest.raises(InputError, match="head=linear, this one has head=nonlinear; .* another output_dir"):
+        engine.start()
+    assert (tmp_path / "last.pt").read_bytes() == before
+
+
+def test_a_shorter_training_leaves_the_checkpoint_of_a_longer_one(tmp_path):
+    network = torch.nn.Linear(2, 1)
+    for epochs in (3, 2):
+        engine = trainer(network, epochs=epochs)
+        LastCheckpoint(tmp_path, {"network": network}).attach(engine)
+        if epochs == 3:
+            engine.start()
+    with pytest.raises(InputError, match="after 9 steps, more than the 6"):
+        engine.start()
+    assert torch.load(tmp_path / "last.pt", weights_only=True)["trainer"]["iteration"] == 9
+
+
+def test_a_prolonged_training_follows_the_schedule_of_its_new_length(tmp_path):
+    rates = []
+    for steps in (6, 12):
+        network = torch.nn.Linear(2, 1)
+        engine = trainer(network, epochs=steps // 3)
+        schedule = WarmupCosineSchedule(engine.optimizer, warmup_steps=1, t_total=steps)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, lambda _, s=schedule: s.step())
+        engine.add_event_handler(Events.ITERATION_COMPLETED, lambda _, s=schedule: rates.append(s.get_last_lr()[0]))
+        content = {"network": network, "optimizer": engine.optimizer, "schedule": schedule}
+        LastCheckpoint(tmp_path, content).attach(engine)
+        engine.start()
+    expected = [0.5 * (1 + np.cos(np.pi * (step - 1) / 11)) for step in range(7, 13)]
+    assert rates[6:] == pytest.approx(expected, abs=1e-6)
+
+
+def test_what_was_drawn_before_a_restart_is_not_drawn_again(tmp_path):
+    network, drawn = torch.nn.Linear(2, 1), []
+    for epochs in (1, 2):
+        engine = trainer(network, epochs=epochs)
+        noise = RandGaussianNoise(prob=1.0).set_random_state(3)
+        engine.data_loader = SimpleNamespace(dataset=SimpleNamespace(transform=noise))
+        engine.add_event_handler(
+            Events.ITERATION_COMPLETED, lambda _, noise=noise: drawn.append(noise.R.random_sample())
+        )
+        LastCheckpoint(tmp_path, {"network": network}, seed=3).attach(engine)
+        engine.start()
+    assert len(drawn) == len(set(drawn)) == 6
+
+
+def test_validation_is_done_first_now_and_then_and_at_the_end():
+    seen = []
+    loader = SimpleNamespace(dataset=SimpleNamespace(transform=RandGaussianNoise(prob=1.0)))
+
+    class Validator(Evaluator):
+        def __init__(self):
+            self.data_loader = loader
+
+        def run(self, epoch):
+            seen.append((epoch, loader.dataset.transform.R.random_sample()))
+
+    engine = trainer(torch.nn.Linear(2, 1), epochs=5, length=1)
+    EarlyValidation(Validator(), interval=2, seed=1).attach(engine)
+    engine.start()
+    assert [epoch for epoch, _ in seen] == [1, 2, 4, 5]
+    assert len({number for _, number in seen}) == 1  # every time the same crops
 
 
 def test_resume_false_starts_anew(tmp_path):
@@ -122,6 +206,25 @@ def test_the_released_network_is_the_one_asked_for(tmp_path, selection, value):
     record = json.loads((tmp_path / "model.json").read_text())
     assert (record["data"], record["selection"]) == ("some", selection)
     assert {"sha256", "command", "minutes", "machine", "torch", "monai"} <= set(record)
+
+
+def test_weights_are_not_said_to_be_the_best_where_nothing_was_validated(tmp_path):
+    ReleaseWeights(torch.nn.Linear(1, 1), tmp_path / "model.pt", "best", tmp_path)(trainer(torch.nn.Linear(1, 1), 1))
+    assert json.loads((tmp_path / "model.json").read_text())["selection"] == "last"
+
+
+def test_the_command_of_a_finished_training_leaves_its_weights_as_they_are(tmp_path):
+    network = torch.nn.Linear(2, 1)
+    for _ in range(2):
+        engine = trainer(network, epochs=1)
+        release = ReleaseWeights(network, tmp_path / "model.pt")
+        LastCheckpoint(tmp_path, {"network": network, "release": release}).attach(engine)
+        release.attach(engine)
+        engine.start()
+        if release.steps_made:
+            before = (tmp_path / "model.json").read_text(), (tmp_path / "model.pt").stat().st_mtime_ns
+    assert release.steps_made == 0
+    assert ((tmp_path / "model.json").read_text(), (tmp_path / "model.pt").stat().st_mtime_ns) == before
 
 
 def test_training_time_adds_up_over_restarts():

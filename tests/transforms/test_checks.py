@@ -6,7 +6,7 @@ import torch
 from monai.data import MetaTensor
 
 from custom_components.errors import InputError
-from custom_components.transforms import CheckScan, CheckScand
+from custom_components.transforms import CheckLabeld, CheckScan, CheckScand
 
 
 def scan(shape=(1, 4, 5, 6)) -> torch.Tensor:
@@ -81,3 +81,18 @@ def test_an_mri_given_as_ct_is_warned_of_and_a_ct_is_not(caplog):
     assert not caplog.records
     CheckScan(modality="CT")(ct(0, 1500), name="case_2")
     assert "case_2: a CT in HU was expected" in caplog.text and "MRI" in caplog.text
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.float32])
+def test_a_label_of_the_classes_comes_back_as_it_is(dtype):
+    label = MetaTensor(torch.arange(3).repeat(20).reshape(1, 3, 4, 5).to(dtype))
+    assert CheckLabeld("label", 2)({"label": label})["label"] is label
+
+
+@pytest.mark.parametrize(("value", "shown"), [(77, "77"), (-1, "-1"), (1.5, "1.5")])
+def test_label_values_without_a_class_are_named(value, shown):
+    label = torch.zeros(1, 3, 4, 5)
+    label[0, 1, 1, 1:3] = value
+    label = MetaTensor(label, meta={"filename_or_obj": "labelsTr/case_3.nii.gz"})
+    with pytest.raises(InputError, match=rf"labelsTr/case_3.nii.gz: .* from 0 to 2 .* also has {shown};"):
+        CheckLabeld("label", 2)({"label": label})

@@ -1,0 +1,93 @@
+"""Loading scans of every format that inference takes, checked before their voxels are read."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Hashable, Mapping
+from pathlib import Path
+from typing import Any
+
+from monai.config import KeysCollection
+from monai.data import ITKReader, NibabelReader
+from monai.data.image_reader import ImageReader
+from monai.transforms import LoadImage, LoadImaged
+from monai.utils import ensure_tuple
+
+from .dicom import DicomSeriesReader, dicom_grid, is_dicom
+from .headers import ITK_SUFFIXES, DataError, Grid, itk_grid, itk_image_io, nifti_grid, reason_of
+
+
+def scan_grid(path: str | os.PathLike) -> Grid:
+    """Shape (H, W, D) and affine (4, 4), voxel to mm, RAS, of a scan, from headers only.
+
+    Args:
+        path: a NIfTI, NRRD or MetaImage file, or the folder of a DICOM series.
+
+    Raises:
+        DataError: one sentence that says why this is no scan that can be used.
+    """
+    path = str(path)
+    if os.path.isdir(path):
+        return dicom_grid(path)
+    if not os.path.isfile(path):
+        raise DataError(f"{path}: is listed but there is no such file; add it or remove it from the list")
+    if path.lower().endswith(ITK_SUFFIXES):
+        return itk_grid(path)
+    if is_dicom(path):
+        raise DataError(f"{path}: a scan was expected but this is one DICOM file; name the folder of its series")
+    return nifti_grid(path)
+
+
+class LoadScan(LoadImage):
+    """MONAI's `LoadImage` for one scan, with the reader that suits it: a header with faults is never read further.
+
+    Left to itself, `LoadImage` tries one reader after the other, and reads a DICOM series with missing slices.
+
+    Raises:
+        DataError: as `scan_grid`, or the voxels are damaged.
+    """
+
+    def __call__(self, filename: Any, reader: ImageReader | None = None) -> Any:
+        (path,) = (str(Path(name).expanduser()) for name in ensure_tuple(filename))
+        scan_grid(path)
+        try:
+            return super().__call__(path, reader or _reader(path))
+        except DataError:
+            raise
+        except Exception as error:  # each library has its own kinds
+            raise DataError(
+                f"{path}: could not be read ({reason_of(error, path)}); export the scan again or remove the file"
+            ) from error
+
+
+class LoadScand(LoadImaged):
+    """Dictionary form of `LoadScan`, for the items of `list_scans`.
+
+    Args:
+        keys: paths of scans.
+        image_only, ensure_channel_first, allow_missing_keys: as in `LoadImaged`.
+
+    Raises:
+        DataError: as `LoadScan`, or the item has the fault that `list_scans` found.
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        image_only: bool = True,
+        ensure_channel_first: bool = True,
+        allow_missing_keys: bool = False,
+    ) -> None:
+        super().__init__(keys, allow_missing_keys=allow_missing_keys)
+        self._loader = LoadScan(image_only=image_only, ensure_channel_first=ensure_channel_first)
+
+    def __call__(self, data: Mapping[Hashable, Any], reader: ImageReader | None = None) -> dict[Hashable, Any]:
+        if "fault" in data:
+            raise DataError(str(data["fault"]))
+        return super().__call__(data, reader)
+
+
+def _reader(path: str) -> ImageReader:
+    if os.path.isdir(path):
+        return DicomSeriesReader()
+    return ITKReader(imageio=itk_image_io(path)) if path.lower().endswith(ITK_SUFFIXES) else NibabelReader()
