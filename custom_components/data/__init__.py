@@ -4,6 +4,7 @@ from .cache import MemoryMappedDataset
 from .datalists import case_name, class_names_of, list_scans, output_name, read_datalist
 from .dicom import DicomSeriesReader, series_of
 from .headers import DataError
+from .layouts import read_amos, read_btcv
 from .loading import LoadScan, LoadScand, scan_grid
 from .phantoms import PHANTOM_CLASSES, PHANTOM_SIZES, make_phantom, phantom_affine, write_phantoms
 from .splits import few_label_subset, split_datalist
@@ -25,6 +26,8 @@ __all__ = [
     "make_phantom",
     "output_name",
     "phantom_affine",
+    "read_amos",
+    "read_btcv",
     "read_datalist",
     "scan_grid",
     "series_of",

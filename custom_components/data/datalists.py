@@ -63,15 +63,25 @@ def read_datalist(
         except DataError as error:
             faults.append(str(error))
             continue
-        count = len(names or [])
-        found = [_item(folder, entry, count, labelled, faults) for entry in listed]
-        complete = [item for item in found if item is not None]
-        faults += [clash for clash in _name_clashes(complete) if clash is not None]
+        items += items_of(folder, listed, len(names or []), labelled, faults)
         if labelled:
             faults += _lonely_labels(folder, listed)
-        items += complete
-    for item in items:
-        faults += _header_faults(item["image"], item.get("label"))
+    return checked(items, faults)
+
+
+def items_of(
+    folder: Path, entries: Iterable[Any], num_classes: int, labelled: bool, faults: list[str]
+) -> list[dict[str, Any]]:
+    """Entries in the form of `dataset.json` as the items that `read_datalist` describes; appends to `faults`."""
+    found = [_item(folder, entry, num_classes, labelled, faults) for entry in entries]
+    complete = [item for item in found if item is not None]
+    faults += [clash for clash in _name_clashes(complete) if clash is not None]
+    return complete
+
+
+def checked(items: Sequence[dict[str, Any]], faults: Sequence[str] = ()) -> list[dict[str, Any]]:
+    """The items with their index in the list, headers checked; all faults are raised as one `DataError`."""
+    faults = [*faults, *(fault for item in items for fault in _header_faults(item["image"], item.get("label")))]
     if faults:
         raise DataError("\n".join(faults))
     return [item | {"scan": index} for index, item in enumerate(items)]

@@ -8,6 +8,7 @@ import pytest
 import torch
 from monai.bundle import ConfigParser
 
+from ..public_layouts import PUBLIC_LAYOUTS
 from .conftest import BUNDLES, CLASSES, SHORT, SMALL
 
 NAMES = sorted(path.name for path in BUNDLES.iterdir() if (path / "configs").is_dir())
@@ -19,6 +20,21 @@ def config(bundle, *names):
     parser = ConfigParser()
     parser.read_config([BUNDLES / bundle / "configs" / f"{name}.json" for name in names])
     return parser
+
+
+@pytest.fixture
+def phantoms(name, request, tmp_path):
+    """Phantoms of the modality, and in the layout, that a bundle is for."""
+    if name in PUBLIC_LAYOUTS:
+        return PUBLIC_LAYOUTS[name](tmp_path / "data")
+    return request.getfixturevalue("ct_phantoms" if "ct" in name.split("_") else "mri_phantoms")
+
+
+def settings_of_classes(name):
+    """The classes of the phantoms, where they are not those that the bundle is for."""
+    if not name.endswith("segmentation") or name in PUBLIC_LAYOUTS:
+        return {}
+    return {**CLASSES, "mirrored_classes": []}
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -89,15 +105,15 @@ def test_verify_net_in_out_agrees_with_the_metadata(name):
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("kind", ["train", "infer"])
-def test_monai_finds_the_properties_it_looks_for(name, kind, mri_phantoms, tmp_path):
+def test_monai_finds_the_properties_it_looks_for(name, kind, phantoms, tmp_path):
     if name not in RELEASED:
         pytest.skip("no weights are released in this bundle yet")
-    classes = CLASSES if name.endswith("segmentation") and kind == "train" else {}
+    classes = settings_of_classes(name) if kind == "train" else {}
     workflow = monai.bundle.create_workflow(
         config_file=str(BUNDLES / name / "configs" / ("train.json" if kind == "train" else "inference.json")),
         workflow_type=kind,
         bundle_root=str(BUNDLES / name),
-        dataset_dir=str(mri_phantoms),
+        dataset_dir=str(phantoms),
         output_dir=str(tmp_path),
         spacing=[8.0, 8.0, 8.0],
         **classes,
@@ -137,9 +153,11 @@ def test_create_workflow_and_load_give_the_network_with_its_weights(name, tmp_pa
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
-def test_two_processes_train_together(name, command_line, mri_phantoms, tmp_path):
-    classes = CLASSES if name.endswith("segmentation") else {}
-    extra = {**SMALL, **SHORT, **classes, "pretrained": "none", "dataset_dir": mri_phantoms, "output_dir": tmp_path}
+def test_two_processes_train_together(name, command_line, phantoms, tmp_path):
+    # the backbone is frozen in the first epoch and trained in the second
+    frozen = {"head_epochs": 1} if name.endswith("segmentation") else {}
+    classes = {**settings_of_classes(name), **frozen}
+    extra = {**SMALL, **SHORT, **classes, "pretrained": "none", "dataset_dir": phantoms, "output_dir": tmp_path}
     launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m")
     done = command_line(name, "train", "multi_gpu_train", launcher=launcher, **extra)
     assert done.returncode == 0, done.stderr[-2000:]
