@@ -25,7 +25,7 @@ from monai.utils import set_determinism
 from torch import nn
 
 from custom_components.errors import InputError
-from custom_components.networks import load_weights, save_weights
+from custom_components.networks import load_weights, save_checkpoint, save_weights
 
 logger = logging.getLogger(__name__)
 
@@ -160,6 +160,8 @@ class ReleaseWeights:
         selection: "best" takes the best validation's network, where there was one, "last" the last one.
         folder: folder in which `BestWeights` keeps `best.pt`.
         settings: what made these weights (data, sizes, counts), for the provenance.
+        optimizer: where one is given, the last network with its state is written too, as `pretraining.pt` beside
+            `path`, to go on from.
 
     Raises:
         ValueError: unknown selection.
@@ -172,6 +174,7 @@ class ReleaseWeights:
         selection: str = "last",
         folder: str | Path | None = None,
         settings: Mapping[str, Any] | None = None,
+        optimizer: torch.optim.Optimizer | None = None,
     ) -> None:
         if selection not in ("best", "last"):
             raise ValueError(f"ReleaseWeights: selection must be 'best' or 'last', but is {selection!r}")
@@ -181,6 +184,7 @@ class ReleaseWeights:
         # now, because the checkout may change while the training runs
         self.commit = _git_commit()
         self.seconds, self._since = 0.0, time.monotonic()
+        self.optimizer = optimizer
         self.steps_made = 0
 
     def state_dict(self) -> dict[str, Any]:
@@ -204,11 +208,15 @@ class ReleaseWeights:
         if self.steps_made == 0 and self.path.is_file():
             logger.info("the training was finished before; %s stays as it is", self.path)
             return
+        record = {**self.settings, **self.provenance(engine)}
+        if self.optimizer is not None:
+            checkpoint = self.path.with_name("pretraining.pt")
+            save_checkpoint(self.network, self.optimizer, checkpoint, {**record, "selection": "last"})
         if self.best is None or not self.best.is_file():
             self.selection = "last"
         if self.selection == "best" and self.best is not None:
             load_weights(self.network, self.best)
-        save_weights(self.network, self.path, {**self.settings, **self.provenance(engine)})
+        save_weights(self.network, self.path, {**record, "selection": self.selection})
         logger.info("wrote %s (the %s network)", self.path, self.selection)
 
     def provenance(self, engine: Any) -> dict[str, Any]:
@@ -219,7 +227,6 @@ class ReleaseWeights:
             "command": shlex.join(["python", "-m", "monai.bundle", *sys.argv[1:]]),
             "commit": self.commit,
             "steps": engine.state.iteration,
-            "selection": self.selection,
             "minutes": round(self.state_dict()["seconds"] / 60, 1),
             "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
             "machine": gpu or f"{torch.get_num_threads()} CPU threads ({platform.machine()})",

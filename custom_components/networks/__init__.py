@@ -4,9 +4,10 @@ from .fpn import FPN3d, ResidualBlock, features_at
 from .heads import LinearHead, NonLinearHead
 from .pretraining import BalancedProjection, DenseSSLNetwork, Projector
 from .segmentation import SegmentationNetwork
-from .weight_files import WeightsError, read_weights, save_weights
+from .weight_files import WeightsError, read_checkpoint, read_weights, save_checkpoint, save_weights
 from .weights import (
     adapt_in_channels,
+    continue_pretraining,
     import_backbone,
     infer_architecture,
     load_backbone,
@@ -25,12 +26,15 @@ __all__ = [
     "SegmentationNetwork",
     "WeightsError",
     "adapt_in_channels",
+    "continue_pretraining",
     "features_at",
     "import_backbone",
     "infer_architecture",
     "load_backbone",
     "load_pretrained_backbone",
     "load_weights",
+    "read_checkpoint",
     "read_weights",
+    "save_checkpoint",
     "save_weights",
 ]

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from .fpn import FPN3d
-from .weight_files import WeightsError, as_stored, read_weights, sha256_of, write_state
+from .weight_files import WeightsError, as_stored, read_checkpoint, read_weights, sha256_of, write_state
 
 logger = logging.getLogger(__name__)
 
@@ -157,6 +157,52 @@ def load_pretrained_backbone(network: nn.Module, path: str | Path | None) -> nn.
         len(skipped),
         f" ({', '.join(sorted({key.split('.')[0] for key in skipped}))})" if skipped else "",
     )
+    return network
+
+
+def continue_pretraining(
+    network: nn.Module, path: str | Path | None, optimizer: torch.optim.Optimizer | None = None
+) -> nn.Module:
+    """Start a pre-training where another one ended: backbone, heads and, if the file has it, the optimiser's state.
+
+    The backbone must load whole. Heads load entry by entry; one that is absent or of another shape (another number of
+    scales, raw instead of balanced features) keeps its first value. The optimiser's state loads only where every entry
+    did. Logs how many matched and which were skipped. Rate and schedule are those of the new training.
+
+    Args:
+        network: `DenseSSLNetwork`.
+        path: a pre-training's `pretraining.pt` or `model.pt`, or any file with its backbone; None, or "none" on a
+            command line, starts anew.
+        optimizer: the optimiser of the network's parameters, after the network was moved to its device.
+
+    Raises:
+        WeightsError: as `load_pretrained_backbone`.
+    """
+    load_pretrained_backbone(network, path)
+    if path is None or str(path).lower() == "none":
+        return network
+    state, moments = read_checkpoint(path)
+    own = network.state_dict()
+    heads = {key for key in own if not key.startswith("backbone.")}
+    matched = {key: state[key] for key in heads if key in state and state[key].shape == own[key].shape}
+    network.load_state_dict(matched, strict=False)
+    kept = sorted(heads - set(matched))
+    logger.info(
+        "heads: %d of %d entries loaded%s", len(matched), len(heads), f"; new: {', '.join(kept)}" if kept else ""
+    )
+    if optimizer is None or not moments:
+        return network
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    fits = sorted(moments) == list(range(len(parameters))) and all(
+        value.ndim == 0 or value.shape == parameters[index].shape
+        for index, entry in moments.items()
+        for value in entry.values()
+    )
+    if fits and not kept:
+        optimizer.load_state_dict({**optimizer.state_dict(), "state": moments})
+        logger.info("optimiser: state of %d parameters loaded", len(parameters))
+    else:
+        logger.info("optimiser: starts anew, because its state in the file is for other parameters")
     return network
 
 

@@ -43,19 +43,24 @@ def test_a_training_goes_on_where_it_was_stopped(run_bundle, mri_phantoms, pretr
     assert json.loads((tmp_path / "model.json").read_text())["steps"] == 8
 
 
-def test_continuing_from_weights_starts_with_their_backbone(run_bundle, mri_phantoms, pretrained, tmp_path):
+def test_continuing_from_a_checkpoint_starts_with_its_network_and_optimiser(
+    run_bundle, mri_phantoms, pretrained, tmp_path
+):
     run_bundle(
         BUNDLE,
         "train",
         dataset_dir=mri_phantoms,
         output_dir=tmp_path,
-        pretrained=pretrained / "model.pt",
+        pretrained=pretrained / "pretraining.pt",
         learning_rate=0.0,
         **SMALL,
         **SHORT,
     )
-    before, after = (load_backbone(folder / "model.pt").state_dict() for folder in (pretrained, tmp_path))
+    before, after = (torch.load(folder / "model.pt", weights_only=True) for folder in (pretrained, tmp_path))
     assert all(torch.equal(after[key], before[key]) for key in before if key.endswith("weight"))
+    last = torch.load(tmp_path / "checkpoints" / "last.pt", weights_only=True)
+    assert last["optimizer"]["state"][0]["step"] == 8  # 4 there and 4 here
+    assert json.loads((tmp_path / "pretraining.json").read_text())["pretrained"].endswith("pretraining.pt")
 
 
 @pytest.mark.parametrize("override", ["vox2vec_baseline", "paper"])

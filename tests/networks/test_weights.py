@@ -9,8 +9,10 @@ from custom_components.networks import (
     FPN3d,
     SegmentationNetwork,
     WeightsError,
+    continue_pretraining,
     load_pretrained_backbone,
     load_weights,
+    save_checkpoint,
     save_weights,
 )
 
@@ -117,3 +119,65 @@ def test_none_leaves_the_network_untrained():
     before = network.first_conv.weight.clone()
     assert torch.equal(load_pretrained_backbone(network, None).first_conv.weight, before)
     assert torch.equal(load_pretrained_backbone(network, "none").first_conv.weight, before)
+
+
+def pretrained_network(steps=2, **sizes):
+    """A small pre-training network after some steps of Adam, and its optimiser."""
+    network = DenseSSLNetwork(**{"base_channels": 2, "num_scales": 2, "projection_channels": 4, **sizes})
+    optimizer = torch.optim.Adam(network.parameters(), 1e-2)
+    for _ in range(steps):
+        voxels = torch.randint(0, 8, (2, 16, 3))
+        embeddings, restored = network(torch.rand(2, network.backbone.in_channels, 8, 8, 8), voxels)
+        optimizer.zero_grad()
+        (embeddings.square().sum() + restored.square().mean() + embeddings.sum()).backward()
+        optimizer.step()
+    return network, optimizer
+
+
+def test_a_pretraining_goes_on_with_its_heads_and_its_optimiser(tmp_path, caplog):
+    network, optimizer = pretrained_network()
+    path = save_checkpoint(network, optimizer, tmp_path / "pretraining.pt")
+    again, fresh = pretrained_network(steps=0)
+    fresh.param_groups[0]["lr"] = 0.5
+    with caplog.at_level("INFO"):
+        continue_pretraining(again, path, fresh)
+    for key, value in network.state_dict().items():
+        assert torch.allclose(again.state_dict()[key].float(), value.float(), rtol=1e-3, atol=1e-4), key
+    for parameter, known in zip(again.parameters(), network.parameters()):
+        assert fresh.state[parameter]["step"] == 2
+        for moment in ("exp_avg", "exp_avg_sq"):
+            stored, exact = fresh.state[parameter][moment], optimizer.state[known][moment]
+            assert stored.dtype == torch.float32 and torch.allclose(stored, exact, rtol=1e-2, atol=0)
+    assert fresh.param_groups[0]["lr"] == 0.5
+    assert "heads: 22 of 22 entries loaded" in caplog.text and "state of" in caplog.text
+
+
+def test_the_backbone_of_a_checkpoint_loads_alone(tmp_path):
+    network, optimizer = pretrained_network()
+    backbone = load_backbone(save_checkpoint(network, optimizer, tmp_path / "pretraining.pt"))
+    assert torch.allclose(backbone.first_conv.weight, network.backbone.first_conv.weight, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("sizes", [{"projection_channels": 0}, {"in_channels": 3}])
+def test_heads_of_another_form_keep_their_first_value_and_the_optimiser_starts_anew(tmp_path, caplog, sizes):
+    path = save_checkpoint(*pretrained_network(), tmp_path / "pretraining.pt")
+    network, optimizer = pretrained_network(steps=0, **sizes)
+    before = {key: value.clone() for key, value in network.state_dict().items()}
+    with caplog.at_level("INFO"):
+        continue_pretraining(network, path, optimizer)
+    assert not optimizer.state and "starts anew" in caplog.text and "; new: " in caplog.text
+    kept = "projector.layers.0.weight" if "projection_channels" in sizes else "restoration.weight"
+    assert torch.equal(network.state_dict()[kept], before[kept])
+    assert not torch.equal(
+        network.state_dict()["backbone.bottom_block.layers.0.layers.2.weight"],
+        before["backbone.bottom_block.layers.0.layers.2.weight"],
+    )
+
+
+def test_weights_without_an_optimiser_and_none_at_all_start_with_a_new_one(tmp_path):
+    network, _ = pretrained_network()
+    again, optimizer = pretrained_network(steps=0)
+    continue_pretraining(again, save_weights(network, tmp_path / "model.pt"), optimizer)
+    assert not optimizer.state
+    before = again.state_dict()["restoration.weight"].clone()
+    assert torch.equal(continue_pretraining(again, "none", optimizer).state_dict()["restoration.weight"], before)
