@@ -15,7 +15,8 @@ from monai.transforms import Compose, LoadImage, Orientation
 from custom_components.errors import InputError
 
 SOFT_TISSUE_HU, AIR_HU = (-175.0, 250.0), -500.0
-PLANES = (("sagittal", 0), ("coronal", 1), ("axial", 2))
+# name, normal axis, and what lies on the left of the picture in the radiological convention
+PLANES = (("sagittal", 0, "A"), ("coronal", 1, "R"), ("axial", 2, "R"))
 COLOURS = (
     "#e6194b #3cb44b #ffe119 #4363d8 #f58231 #911eb4 #42d4f4 #f032e6 "
     "#bfef45 #fabed4 #469990 #dcbeff #9a6324 #fffac8 #800000"
@@ -31,6 +32,8 @@ def overlay_figure(
     title: str = "",
 ) -> Figure:
     """Three planes through the centre of the labels, one row a label volume, with a named legend.
+
+    In the radiological convention: the patient's right, or front, is on the left of the picture.
 
     Args:
         image: `(H, W, D)` in RAS order.
@@ -56,7 +59,7 @@ def overlay_figure(
     axes = np.atleast_2d(figure.subplots(len(labels), 3, width_ratios=widths))
     colours = ListedColormap([COLOURS[k % len(COLOURS)] for k in range(len(class_names))])
     for row, (name, label) in zip(axes, labels.items()):
-        for axis, (plane, normal) in zip(row, PLANES):
+        for axis, (plane, normal, left) in zip(row, PLANES):
             rest = [i for i in range(3) if i != normal]
             options: dict[str, Any] = {"origin": "lower", "aspect": spacing[rest[1]] / spacing[rest[0]]}
             shown = np.take(label, centre[normal], normal).T
@@ -71,6 +74,8 @@ def overlay_figure(
                 interpolation="nearest",
                 **options,
             )
+            axis.invert_xaxis()
+            axis.text(0.02, 0.5, left, color="white", fontsize=9, va="center", transform=axis.transAxes)
             axis.set_xticks([])
             axis.set_yticks([])
             axis.set_title(plane if axis is not row[0] else f"{name}: {plane}", fontsize=9)

@@ -29,6 +29,17 @@ def test_planes_go_through_the_middle_of_the_labels_and_show_their_colours(tmp_p
     assert all(part.any() for part in columns)
 
 
+def test_the_right_of_the_patient_is_on_the_left_of_the_picture():
+    image, label = np.zeros((20, 24, 16), np.float32), np.zeros((20, 24, 16), np.uint8)
+    label[14:18, 10:14, 6:9] = 1  # RAS: high x is the right
+    figure = overlay_figure(image, {"annotated": label}, ["Organ"])
+    _, coronal, axial = figure.axes
+    for axis in (coronal, axial):
+        corner = axis.transAxes.inverted().transform(axis.transData.transform((16, 8)))
+        assert corner[0] < 0.5
+        assert [text.get_text() for text in axis.texts] == ["R"]
+
+
 def written(path, shape, value=1):
     volume = np.zeros(shape, dtype=np.int16)
     volume[1:3, 1:3, 1:3] = value
