@@ -105,7 +105,7 @@ def read_in_ras(path: str | Path) -> tuple[np.ndarray, list[float]]:
     if not Path(path).exists():
         raise InputError(f"{path}: no such file; check the path")
     try:
-        volume = Compose([LoadImage(image_only=True, ensure_channel_first=True), Orientation(axcodes="RAS")])(str(path))
+        volume = Compose([LoadImage(image_only=True, ensure_channel_first=True), Orientation(axcodes="RAS", labels=None)])(str(path))
     except Exception as error:  # each of MONAI's readers raises its own kinds
         raise InputError(f"{path}: could not be read as a scan; export it again, as NIfTI for instance") from error
     if volume.ndim != 4 or len(volume) != 1:

@@ -7,6 +7,7 @@ scans, segments an unseen scan, and draws the result. Every step is a `monai.bun
 from __future__ import annotations
 
 import csv
+import os
 import shlex
 import shutil
 import subprocess
@@ -30,13 +31,14 @@ MADE = ("phantoms", "unseen", "cache", "pretrain", "probe_pretrained", "probe_un
 
 def bundle_run(bundle: str, configs: list[str], **settings: object) -> None:
     """Run a bundle the way a user does, in a process of its own."""
-    root = BUNDLES / bundle
+    root = Path(os.path.relpath(BUNDLES / bundle))
     files = [str(root / "configs" / f"{name}.json") for name in configs]
     command = [sys.executable, "-W", "ignore", "-m", "monai.bundle", "run"]
     command += ["--config_file", files[0] if len(files) == 1 else str(files), "--bundle_root", str(root)]
     for key, value in settings.items():
         command += [f"--{key}", str(value)]
-    print(f"\n$ {shlex.join(['python', *command[1:]])}", flush=True)
+    shown = [word if word == shlex.quote(word) else f'"{word}"' for word in command[1:]]
+    print(f"\n$ python {' '.join(shown)}", flush=True)
     subprocess.run(command, check=True)
 
 
@@ -44,8 +46,8 @@ def quickstart(
     output_dir: str = "quickstart_output",
     num_phantoms: int = 24,
     num_labelled: int = 4,
-    pretrain_steps: int = 300,
-    probe_steps: int = 150,
+    pretrain_steps: int = 1200,
+    probe_steps: int = 300,
     seed: int = 0,
 ) -> None:
     """Pre-train, probe, evaluate, segment and draw, on MRI phantoms.

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from custom_components.delivery import bundle_folder, is_bundle_name
+
 from .fpn import FPN3d
 from .weight_files import WeightsError, as_stored, read_checkpoint, read_weights, sha256_of, write_state
 
@@ -230,12 +232,20 @@ def load_weights(network: nn.Module, path: str | Path) -> nn.Module:
 
 
 def load_backbone(path: str | Path, in_channels: int | None = None) -> FPN3d:
-    """A pretrained `FPN3d` from a weight file, its size read from the file, in evaluation mode.
+    """A pretrained `FPN3d` from a weight file or a released bundle, its size read from the file, in evaluation mode.
 
     Args:
-        path: a weight file, or a bundle folder (its `models/model.pt` is taken).
+        path: a weight file; a bundle folder (its `models/model.pt` is taken); or, as a string, the name of a bundle,
+            such as "ct_dense_ssl" or "ct_dense_ssl_v0.1.0": that of this checkout, else the one in the cache, else it
+            is downloaded (see `custom_components.delivery.bundle_folder`).
         in_channels: channels of your images; None takes the file's.
+
+    Raises:
+        WeightsError: as `read_weights`, or where there is no whole backbone in the file.
+        InputError: a bundle's name, and it cannot be fetched.
     """
+    if isinstance(path, str) and is_bundle_name(path) and not Path(path).exists():
+        path = bundle_folder(path)
     path = Path(path)
     if path.is_dir():
         path = path / "models" / "model.pt"
