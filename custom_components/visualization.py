@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
-from monai.transforms import Compose, LoadImage, Orientation
+from monai.transforms import LoadImage, Orientation
 
 from custom_components.errors import InputError
 
@@ -104,8 +104,9 @@ def read_in_ras(path: str | Path) -> tuple[np.ndarray, list[float]]:
     """
     if not Path(path).exists():
         raise InputError(f"{path}: no such file; check the path")
+    load = LoadImage(image_only=True, ensure_channel_first=True)
     try:
-        volume = Compose([LoadImage(image_only=True, ensure_channel_first=True), Orientation(axcodes="RAS", labels=None)])(str(path))
+        volume: Any = Orientation(axcodes="RAS", labels=None)(load(str(path)))
     except Exception as error:  # each of MONAI's readers raises its own kinds
         raise InputError(f"{path}: could not be read as a scan; export it again, as NIfTI for instance") from error
     if volume.ndim != 4 or len(volume) != 1:

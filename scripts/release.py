@@ -29,7 +29,7 @@ def release(*names: str, output_dir: str, url: str = "", bundles_dir: str = str(
         archives = release_bundles(Path(str(bundles_dir)), Path(str(output_dir)), [str(name) for name in names], url)
     except (InputError, OSError) as error:
         sys.exit(f"release: {error}")
-    print(f"released {len(archives)} bundles in {output_dir}, with SHA256SUMS and model_info.json")
+    print(f"{len(archives)} released, listed in {output_dir}/SHA256SUMS and model_info.json")
 
 
 if __name__ == "__main__":

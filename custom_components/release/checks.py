@@ -7,6 +7,7 @@ a release can be made offline, what the MONAI Bundle specification and the model
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 import subprocess
@@ -37,7 +38,7 @@ REQUIRED = (
 )
 # what else may be in a bundle; anything else was left there by a run, and may be somebody's scans
 ALLOWED = re.compile(
-    r"LICENSE|configs/[\w-]+\.(json|conf)|docs/[\w-]+\.(md|txt|png|svg|jpg)|"
+    r"LICENSE|configs/[\w-]+\.(json|conf)|docs/[\w-]+\.(md|txt|csv|json|png|svg|jpg)|"
     r"models/(model|pretraining)\.(pt|json|safetensors|safetensors\.json)"
 )
 METADATA: dict[str, type] = {
@@ -170,13 +171,17 @@ def check_network(folder: Path) -> None:
     Raises:
         InputError: it does not.
     """
-    for workflow in WORKFLOWS:
-        config = folder / "configs" / f"{workflow}.json"
-        metadata = folder / "configs" / "metadata.json"
-        try:
+    level = logging.root.manager.disable
+    logging.disable(logging.INFO)  # verify_net_in_out lists its arguments
+    try:
+        for workflow in WORKFLOWS:
+            config = folder / "configs" / f"{workflow}.json"
+            metadata = folder / "configs" / "metadata.json"
             monai.bundle.verify_net_in_out("network_def", str(metadata), str(config), device="cpu", any=20)
-        except Exception as error:  # whatever the config raises, it is the bundle's fault
-            raise InputError(f"{config}: its network_def does not do what metadata.json says: {error}") from error
+    except Exception as error:  # whatever the config raises, it is the bundle's fault
+        raise InputError(f"{config}: its network_def does not do what metadata.json says: {error}") from error
+    finally:
+        logging.disable(level)
 
 
 def try_inference(folder: Path, metadata: dict[str, Any], scratch: Path) -> None:

@@ -19,7 +19,7 @@ SIBLING = re.compile(r"/\.\./(\w+)/models/model\.pt")
 FIRST_STEP = '        {"_target_": "custom_components.errors.report_plainly"},\n'
 # the bundle's folder goes first on the import path: `monai.bundle run` puts it there too, but after `initialize`
 OWN_CODE = (
-    "        \"$__import__('sys').path.insert(0, str(@bundle_root))\",\n"
+    '        "$import sys",\n        "$sys.path.insert(0, str(@bundle_root))",\n'
     + FIRST_STEP
     + '        {"_target_": "custom_components.delivery.require_copy", "bundle_root": "@bundle_root"},\n'
 )
@@ -109,7 +109,7 @@ def _with_own_code(text: str, path: Path) -> str:
     if "initialize" not in json.loads(text):
         return text
     changed = text.replace(FIRST_STEP, OWN_CODE, 1)
-    if json.loads(changed)["initialize"][1:2] != json.loads(text)["initialize"][:1]:
+    if json.loads(changed)["initialize"][2:3] != json.loads(text)["initialize"][:1]:
         raise InputError(f"{path}: its initialize must begin with report_plainly, on a line of its own")
     return changed
 

@@ -172,7 +172,7 @@ def test_release_checks_packs_and_tries_every_bundle_with_weights(bundles, tmp_p
     names = sorted(path.name for path in output.iterdir())
     archives = [f"{SEGMENTER}_v0.1.0.zip", f"{SSL}_v0.1.0.zip"]
     assert names == sorted(["SHA256SUMS", *archives, "model_info.json"])
-    assert "released 2 bundles" in capsys.readouterr().out
+    assert "2 released" in capsys.readouterr().out
     edit(bundles / SSL / "configs" / "metadata.json", lambda content: content.update(description="another"))
     with pytest.raises(SystemExit, match="exists with other content; a version is released once"):
         release(SSL, output_dir=str(output), bundles_dir=str(bundles))
