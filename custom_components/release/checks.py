@@ -194,6 +194,8 @@ def try_inference(folder: Path, metadata: dict[str, Any], scratch: Path) -> None
     Raises:
         InputError: it fails, or what it writes does not fit the scan.
     """
+    # the process runs elsewhere
+    folder, scratch = folder.resolve(), scratch.resolve()
     name, output = folder.name, scratch / "output"
     settings = json.loads((folder / "configs" / "inference.json").read_text())
     modality = "ct" if metadata["network_data_format"]["inputs"]["image"]["modality"] == "CT" else "mri"

@@ -166,8 +166,9 @@ def test_a_bundle_refuses_to_run_with_the_code_of_another_release(tmp_path):
 
 
 @pytest.mark.slow
-def test_release_checks_packs_and_tries_every_bundle_with_weights(bundles, tmp_path, capsys):
-    output = tmp_path / "out"
+def test_release_checks_packs_and_tries_every_bundle_with_weights(bundles, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    output = Path("out")
     release(output_dir=str(output), bundles_dir=str(bundles))
     names = sorted(path.name for path in output.iterdir())
     archives = [f"{SEGMENTER}_v0.1.0.zip", f"{SSL}_v0.1.0.zip"]
