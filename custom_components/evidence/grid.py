@@ -1,0 +1,145 @@
+"""The grid of trainings: backbone x head x number of labelled scans x seed, each run through a bundle's own configs."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import subprocess
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from custom_components.errors import InputError
+
+UNTRAINED = "untrained"
+# head -> overrides merged on train.json
+HEADS = {"linear": ["linear_probe"], "nonlinear": ["nonlinear_probe"], "finetune": []}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One training and its scores.
+
+    Args:
+        bundle: folder of the segmentation bundle.
+        backbone: name of the backbone; `untrained` with the head "finetune" is training from scratch.
+        weights: its weight file; None for the untrained one.
+        head: "linear", "nonlinear" or "finetune".
+        num_labelled: labelled scans; None for all.
+        seed: decides the subset, the first values of the head, and the order of the scans.
+    """
+
+    bundle: Path
+    backbone: str
+    weights: Path | None
+    head: str
+    num_labelled: int | None
+    seed: int
+
+    @property
+    def labels(self) -> str:
+        return "all" if self.num_labelled is None else str(self.num_labelled)
+
+    def folder(self, output_dir: Path) -> Path:
+        """Where the cell's training, scores and log are."""
+        run = f"{self.labels}_labelled_seed_{self.seed}"
+        return output_dir / "runs" / self.bundle.name / self.backbone / self.head / run
+
+    def commands(self, output_dir: Path, settings: Mapping[str, Any], training: Mapping[str, Any]) -> list[list[str]]:
+        """The two `monai.bundle run` commands, training and evaluation.
+
+        Args:
+            settings: overrides for both, such as dataset_dir.
+            training: overrides for the training alone, such as max_steps.
+        """
+        folder = self.folder(output_dir)
+        scratch = self.head == "finetune" and self.weights is None
+        overrides = ["from_scratch"] if scratch else HEADS[self.head]
+        train = {
+            "pretrained": self.weights if self.weights is not None else "none",
+            "num_labelled": self.num_labelled,
+            "seed": self.seed,
+            **training,
+        }
+        score: dict[str, Any] = {"weights": folder / "model.pt"}
+        if self.head == "nonlinear":
+            score["head"] = "nonlinear"
+        return [
+            self._command(["train", *overrides], folder, {**settings, **train}),
+            self._command(["evaluate"], folder, {**settings, **score}),
+        ]
+
+    def _command(self, configs: Sequence[str], folder: Path, settings: Mapping[str, Any]) -> list[str]:
+        files = [str(self.bundle / "configs" / f"{name}.json") for name in configs]
+        command = [sys.executable, "-W", "ignore", "-m", "monai.bundle", "run", "--config_file", str(files)]
+        command += ["--bundle_root", str(self.bundle), "--output_dir", str(folder)]
+        for key, value in settings.items():
+            command += [f"--{key}", str(value)]
+        return command
+
+
+def make_cells(
+    bundle: Path,
+    backbones: Mapping[str, str | None],
+    num_labelled: Iterable[int | None],
+    heads: Iterable[str],
+    seeds: Iterable[int],
+) -> list[Cell]:
+    """All cells, the cheapest first: few labels before many, so that a grid that is stopped is even.
+
+    Raises:
+        InputError: an unknown head, a weight file that is not there.
+    """
+    heads = list(heads)
+    unknown = sorted(set(heads) - set(HEADS))
+    if unknown:
+        raise InputError(f"heads: must be of {', '.join(HEADS)} but {', '.join(unknown)} came")
+    files = {name: None if weights is None else Path(weights) for name, weights in backbones.items()}
+    for name, file in files.items():
+        if file is not None and not file.is_file():
+            raise InputError(f"{file}: no such weight file, for the backbone {name}; train or download it")
+    counts = sorted(set(num_labelled), key=lambda count: (count is None, count))
+    return [
+        Cell(bundle, name, file, head, count, seed)
+        for seed, count, head, (name, file) in itertools.product(seeds, counts, heads, files.items())
+    ]
+
+
+def run_cells(
+    cells: Sequence[Cell],
+    output_dir: Path,
+    settings: Mapping[str, Any],
+    training: Mapping[str, Mapping[str, Any]] | None = None,
+    jobs: int = 1,
+) -> list[Cell]:
+    """Train and score every cell that has no scores yet; a training that was stopped goes on.
+
+    Args:
+        settings: overrides for training and evaluation.
+        training: head -> overrides for its training.
+        jobs: cells at a time; the CPU's threads are shared out among them.
+
+    Returns:
+        The cells that failed; each has its output in `log.txt`.
+    """
+    threads = max((os.cpu_count() or 1) // jobs, 1)
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)} if jobs > 1 else dict(os.environ)
+    open_cells = [cell for cell in cells if not (cell.folder(output_dir) / "metrics.csv").is_file()]
+
+    def run(cell: Cell) -> bool:
+        folder = cell.folder(output_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        with open(folder / "log.txt", "a") as log:
+            for command in cell.commands(output_dir, settings, (training or {}).get(cell.head, {})):
+                if subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, env=environment).returncode:
+                    return False
+        return True
+
+    with ThreadPoolExecutor(jobs) as pool:
+        bar = tqdm(pool.map(run, open_cells), total=len(open_cells), unit="training", disable=not open_cells)
+        return [cell for cell, succeeded in zip(open_cells, bar) if not succeeded]

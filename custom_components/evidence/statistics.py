@@ -1,0 +1,124 @@
+"""From the scores of many trainings to means with intervals, and differences to training from scratch."""
+
+from __future__ import annotations
+
+import csv
+import math
+import warnings
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+from .grid import UNTRAINED, Cell
+
+CASE_COLUMNS = ("bundle", "backbone", "head", "num_labelled", "seed", "case", "class", "dice", "hd95_mm")
+DIFFERENCE = ("difference", "difference_low", "difference_high", "p_value")
+SUMMARY_COLUMNS = (
+    *("bundle", "backbone", "head", "num_labelled", "seeds", "cases"),
+    *("dice", "dice_low", "dice_high", "hd95_mm", *DIFFERENCE),
+)
+RESAMPLES = 2000
+
+
+def case_rows(cells: Iterable[Cell], output_dir: Path) -> list[dict[str, Any]]:
+    """The rows of every cell's `metrics.csv`, with the cell in front; cells without scores are left out."""
+    rows = []
+    for cell in cells:
+        path = cell.folder(output_dir) / "metrics.csv"
+        if not path.is_file():
+            continue
+        about = {
+            "bundle": cell.bundle.name,
+            "backbone": cell.backbone,
+            "head": cell.head,
+            "num_labelled": cell.labels,
+            "seed": cell.seed,
+        }
+        with open(path, newline="") as file:
+            for row in csv.DictReader(file):
+                scores = {name: float(row[name]) if row[name] else None for name in ("dice", "hd95_mm")}
+                rows.append({**about, "case": row["case"], "class": row["class"], **scores})
+    return rows
+
+
+def summarise(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """One row a bundle, backbone, head and number of labelled scans.
+
+    `dice` is the mean over classes of the mean over cases, of scores that are first averaged over seeds; its 95%
+    interval is a percentile bootstrap over the cases. `difference` is the same for the difference to training from
+    scratch (untrained backbone, head "finetune") with as many labels and the same seeds; its p-value is that of
+    Wilcoxon's signed-rank test on the cases. The intervals are for other scans, not for other trainings: the spread
+    over seeds is not in them.
+    """
+    groups: dict[tuple, list[dict[str, Any]]] = {}
+    for row in rows:
+        groups.setdefault((row["bundle"], row["backbone"], row["head"], row["num_labelled"]), []).append(row)
+    summary = []
+    for (bundle, backbone, head, count), group in groups.items():
+        values = _table(group)
+        low, high = _interval(values)
+        distances = [row["hd95_mm"] for row in group if row["hd95_mm"] is not None and math.isfinite(row["hd95_mm"])]
+        result = {
+            "bundle": bundle,
+            "backbone": backbone,
+            "head": head,
+            "num_labelled": count,
+            "seeds": len({row["seed"] for row in group}),
+            "cases": len(values),
+            "dice": _macro_mean(values),
+            "dice_low": low,
+            "dice_high": high,
+            "hd95_mm": float(np.mean(distances)) if distances else None,
+            **dict.fromkeys(DIFFERENCE),
+        }
+        scratch = groups.get((bundle, UNTRAINED, "finetune", count))
+        if scratch is not None and scratch is not group:
+            seeds = {row["seed"] for row in group} & {row["seed"] for row in scratch}
+            pair = [_table([row for row in side if row["seed"] in seeds]) for side in (group, scratch)]
+            if seeds and pair[0].shape == pair[1].shape:
+                result.update(zip(DIFFERENCE, _difference(pair[0] - pair[1])))
+        summary.append(result)
+    return summary
+
+
+def _table(rows: Sequence[dict[str, Any]]) -> np.ndarray:
+    """Dice (cases, classes), averaged over seeds; NaN where a class is not annotated."""
+    cases, classes = (sorted({row[key] for row in rows}) for key in ("case", "class"))
+    total, count = np.zeros((2, len(cases), len(classes)))
+    for row in rows:
+        if row["dice"] is not None:
+            place = cases.index(row["case"]), classes.index(row["class"])
+            total[place] += row["dice"]
+            count[place] += 1
+    return np.where(count > 0, total / np.maximum(count, 1), np.nan)
+
+
+def _macro_mean(values: np.ndarray) -> float:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # a class that none of the resampled cases has
+        return float(np.nanmean(np.nanmean(values, axis=0)))
+
+
+def _interval(values: np.ndarray) -> tuple[float | None, float | None]:
+    """95% interval of the macro mean over resampled cases; None where there is a single case."""
+    if len(values) < 2:
+        return None, None
+    result = stats.bootstrap(
+        (np.arange(len(values)),),
+        lambda chosen: _macro_mean(values[chosen]),
+        n_resamples=RESAMPLES,
+        vectorized=False,
+        method="percentile",
+        rng=np.random.default_rng(0),
+    )
+    return float(result.confidence_interval.low), float(result.confidence_interval.high)
+
+
+def _difference(values: np.ndarray) -> tuple[float, float | None, float | None, float | None]:
+    low, high = _interval(values)
+    by_case = np.nanmean(values, axis=1)
+    p_value = float(stats.wilcoxon(by_case).pvalue) if by_case.any() else 1.0
+    return _macro_mean(values), low, high, p_value

@@ -1,0 +1,129 @@
+"""What a backbone is worth: Dice over the number of labelled scans, against training from scratch.
+
+python -m scripts.label_efficiency --output_dir out/evidence --dataset_dir data/Task04_Hippocampus
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import fire
+from monai.bundle import ConfigParser
+
+from custom_components.errors import InputError
+from custom_components.evidence import (
+    CASE_COLUMNS,
+    SUMMARY_COLUMNS,
+    UNTRAINED,
+    case_rows,
+    label_efficiency_figure,
+    make_cells,
+    run_cells,
+    summarise,
+)
+from custom_components.metrics import write_csv
+
+BUNDLES = Path(__file__).resolve().parent.parent / "bundles"
+# folder of $DENSE_SSL_DATA that a bundle is for
+DATA = {"hippocampus_mri_segmentation": "Task04_Hippocampus", "head_neck_ct_segmentation": "OpenKBP"}
+
+
+def label_efficiency(
+    output_dir: str,
+    dataset_dir: str | None = None,
+    bundle: str = "hippocampus_mri_segmentation",
+    backbones: Mapping[str, str] | None = None,
+    num_labelled: Sequence[int | str] = (1, 2, 4, 8, "all"),
+    heads: Sequence[str] = ("linear", "finetune"),
+    seeds: Sequence[int] = (0, 1, 2),
+    steps: Mapping[str, int] | None = None,
+    jobs: int = 1,
+    **settings: Any,
+) -> None:
+    """Train and score every backbone with every head, number of labelled scans and seed; go on where it was stopped.
+
+    Writes cases.csv (a row a training, case and class), summary.csv (means, 95% intervals, differences to scratch),
+    label_efficiency.png and .svg; the trainings themselves are under runs/.
+
+    Args:
+        output_dir: folder for everything.
+        dataset_dir: labelled scans; else the bundle's folder in $DENSE_SSL_DATA.
+        bundle: segmentation bundle.
+        backbones: name -> weight file, such as "{'vox2vec': 'out/vox2vec/model.pt'}"; they come beside the released one
+            and the untrained one.
+        num_labelled: numbers of labelled scans; "all" for every one.
+        heads: of linear, nonlinear and finetune. Untrained and fine-tuned is training from scratch.
+        seeds: each is another subset of labelled scans and another training.
+        steps: head -> steps, such as "{'finetune': 600}"; else those of the bundle's configs.
+        jobs: trainings at a time.
+        settings: overrides for all trainings and evaluations, such as --base_channels 8.
+    """
+    output, folder = Path(str(output_dir)), BUNDLES / bundle
+    if not (folder / "configs" / "train.json").is_file():
+        raise InputError(f"{bundle}: is not a bundle of {BUNDLES}; name one such as hippocampus_mri_segmentation")
+    if dataset_dir is None:
+        root = os.environ.get("DENSE_SSL_DATA")
+        if root is None or bundle not in DATA:
+            raise InputError("dataset_dir: which scans? Pass --dataset_dir, or set DENSE_SSL_DATA to the data's folder")
+        dataset_dir = str(Path(root) / DATA[bundle])
+    files: dict[str, str | None] = {UNTRAINED: None, **(backbones or {})}
+    released = _released_backbone(folder)
+    if released.is_file() and "released" not in files:
+        files["released"] = str(released)
+    counts = [None if count in ("all", None) else int(count) for count in _listed(num_labelled)]
+    cells = make_cells(folder, files, counts, _listed(heads), [int(seed) for seed in _listed(seeds)])
+    common = {"dataset_dir": dataset_dir, **settings}
+    training = {head: {"max_steps": count, "cache_dir": output / "cache"} for head, count in (steps or {}).items()}
+    for head in _listed(heads):
+        training.setdefault(head, {"cache_dir": output / "cache"})
+    failed = run_cells(cells, output, common, training, jobs)
+    rows = case_rows(cells, output)
+    summary = summarise(rows)
+    write_csv(output / "cases.csv", CASE_COLUMNS, rows)
+    write_csv(output / "summary.csv", SUMMARY_COLUMNS, summary)
+    if summary:
+        figure = label_efficiency_figure(summary, bundle)
+        for suffix in ("png", "svg"):
+            figure.savefig(output / f"label_efficiency.{suffix}", dpi=150)
+    _print_table(summary)
+    if failed:
+        logs = "\n".join(str(cell.folder(output) / "log.txt") for cell in failed)
+        raise InputError(f"{len(failed)} of {len(cells)} trainings failed, each log says why:\n{logs}")
+
+
+def _released_backbone(folder: Path) -> Path:
+    """The weights that the bundle's training starts from by default."""
+    parser = ConfigParser()
+    parser.read_config(folder / "configs" / "train.json")
+    parser["bundle_root"] = str(folder)
+    return Path(parser.get_parsed_content("pretrained"))
+
+
+def _listed(value: Any) -> list[Any]:
+    """A command line gives one value, or several."""
+    return list(value) if isinstance(value, (list, tuple)) else [value]
+
+
+def _print_table(summary: Sequence[dict[str, Any]]) -> None:
+    print(
+        f"{'backbone':<12}{'head':<11}{'labels':>7}{'seeds':>7}{'Dice':>8}  {'95% interval':<16}difference to scratch"
+    )
+    for row in sorted(summary, key=lambda row: (row["head"], row["num_labelled"], row["backbone"])):
+        interval = "" if row["dice_low"] is None else f"{row['dice_low']:.3f} to {row['dice_high']:.3f}"
+        line = f"{row['backbone']:<12}{row['head']:<11}{row['num_labelled']:>7}{row['seeds']:>7}{row['dice']:>8.3f}  "
+        line += f"{interval:<16}"
+        if row["difference_low"] is not None:
+            line += f"{row['difference']:+.3f} ({row['difference_low']:+.3f} to {row['difference_high']:+.3f}), "
+            line += f"p = {row['p_value']:.2g}"
+        print(line)
+
+
+if __name__ == "__main__":
+    try:
+        fire.Fire(label_efficiency)
+    except InputError as error:
+        sys.exit(f"error: {error}")

@@ -1,0 +1,28 @@
+"""The label-efficiency grid on phantoms, through the bundle's own configs."""
+
+import csv
+
+import pytest
+
+from scripts.label_efficiency import label_efficiency
+
+from .conftest import CLASSES, SMALL
+
+pytestmark = pytest.mark.slow
+
+
+def test_a_grid_is_trained_scored_drawn_and_not_trained_again(mri_phantoms, pretrained, tmp_path, monkeypatch, capsys):
+    settings = {**SMALL, **CLASSES, "dataset_dir": str(mri_phantoms), "output_dir": str(tmp_path), "num_labelled": 2}
+    grid = {"backbones": {"ours": str(pretrained / "model.pt"), "released": str(pretrained / "model.pt")}, "seeds": 0}
+    steps = {"linear": 2, "finetune": 2}
+    label_efficiency(**settings, **grid, heads=["linear", "finetune"], steps=steps, jobs=2)
+    with open(tmp_path / "cases.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert list(rows[0]) == "bundle backbone head num_labelled seed case class dice hd95_mm".split()
+    assert {row["backbone"] for row in rows} == {"untrained", "ours", "released"} and len(rows) == 3 * 2 * 6
+    with open(tmp_path / "summary.csv", newline="") as file:
+        assert len(list(csv.DictReader(file))) == 6
+    assert (tmp_path / "label_efficiency.png").stat().st_size > 0 and (tmp_path / "label_efficiency.svg").exists()
+    assert "difference to scratch" in capsys.readouterr().out
+    monkeypatch.setattr("subprocess.run", lambda *args, **kwargs: pytest.fail("a finished training was run again"))
+    label_efficiency(**settings, **grid, heads=["linear", "finetune"], steps=steps)

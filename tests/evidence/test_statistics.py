@@ -1,0 +1,112 @@
+import csv
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from custom_components.errors import InputError
+from custom_components.evidence import UNTRAINED, case_rows, label_efficiency_figure, make_cells, summarise
+
+RNG = np.random.default_rng(0)
+CASES = [f"case_{i:02d}" for i in range(30)]
+
+
+def rows_of(backbone, head, offset, seeds=(0, 1), count="4", skip=()):
+    """Scores around 0.6 + offset; `skip` are (case, class) that are not annotated."""
+    rows = []
+    for seed in seeds:
+        for number, case in enumerate(CASES):
+            for k, name in enumerate(("A", "B")):
+                dice = None if (case, name) in skip else 0.6 + 0.1 * k + 0.005 * number + offset + 0.001 * seed
+                rows.append(
+                    {
+                        **{"bundle": "b", "backbone": backbone, "head": head, "num_labelled": count, "seed": seed},
+                        **{"case": case, "class": name, "dice": dice, "hd95_mm": 2.0 if dice else None},
+                    }
+                )
+    return rows
+
+
+def test_the_mean_is_over_classes_of_the_mean_over_cases_that_have_them():
+    skip = {(case, "B") for case in CASES[:10]}
+    (row,) = summarise(rows_of("released", "linear", 0.0, seeds=(0,), skip=skip))
+    first = np.mean([0.6 + 0.005 * i for i in range(30)])
+    second = np.mean([0.7 + 0.005 * i for i in range(10, 30)])
+    assert row["dice"] == pytest.approx((first + second) / 2)
+    assert (row["cases"], row["seeds"], row["hd95_mm"]) == (30, 1, 2.0)
+
+
+def test_the_interval_is_that_of_a_normal_mean_where_the_scores_are_normal():
+    rows = rows_of("released", "linear", 0.0, seeds=(0,))
+    for row in rows:
+        row["dice"] = RNG.normal(0.6, 0.1)
+    (row,) = summarise(rows)
+    by_case = np.array([row["dice"] for row in rows]).reshape(-1, 2).mean(1)
+    half = 1.96 * by_case.std(ddof=1) / np.sqrt(30)
+    assert row["dice_low"] == pytest.approx(by_case.mean() - half, abs=0.012)
+    assert row["dice_high"] == pytest.approx(by_case.mean() + half, abs=0.012)
+
+
+def test_the_difference_to_scratch_is_paired_by_case():
+    noise = {case: RNG.normal(0, 0.01) for case in CASES}
+    scratch, ours = rows_of(UNTRAINED, "finetune", 0.0), rows_of("released", "finetune", 0.05)
+    for row in ours:
+        row["dice"] += noise[row["case"]]
+    summary = {row["backbone"]: row for row in summarise(scratch + ours)}
+    row = summary["released"]
+    expected = np.array([0.05 + noise[case] for case in CASES])
+    assert row["difference"] == pytest.approx(expected.mean())
+    # unpaired, the spread of the cases would make this interval ten times as wide
+    assert 0.04 < row["difference_low"] < row["difference"] < row["difference_high"] < 0.06
+    assert row["p_value"] == pytest.approx(stats.wilcoxon(expected).pvalue)
+    assert summary[UNTRAINED]["difference"] is None
+
+
+def test_only_seeds_that_both_have_are_compared_and_other_label_counts_are_not():
+    scratch = rows_of(UNTRAINED, "finetune", 0.0, seeds=(0,))
+    ours = rows_of("released", "finetune", 0.0, seeds=(0, 5)) + rows_of("released", "finetune", 0.0, count="8")
+    summary = {(row["backbone"], row["num_labelled"]): row for row in summarise(scratch + ours)}
+    assert summary["released", "4"]["difference"] == pytest.approx(0)
+    assert summary["released", "4"]["p_value"] == 1.0
+    assert summary["released", "8"]["difference"] is None
+
+
+def test_a_grid_has_every_combination_once_and_few_labels_come_first(tmp_path):
+    (tmp_path / "w.pt").touch()
+    backbones = {UNTRAINED: None, "ours": str(tmp_path / "w.pt")}
+    cells = make_cells(tmp_path / "bundle", backbones, [None, 4, 1], ["linear", "finetune"], [0, 1])
+    assert len(set(cells)) == 2 * 3 * 2 * 2
+    assert [cell.labels for cell in cells[:12]] == ["1"] * 4 + ["4"] * 4 + ["all"] * 4
+    assert len({cell.folder(tmp_path) for cell in cells}) == len(cells)
+    scratch = next(cell for cell in cells if cell.backbone == UNTRAINED and cell.head == "finetune")
+    train, evaluate = scratch.commands(tmp_path, {"dataset_dir": "d"}, {"max_steps": 7})
+    assert "from_scratch.json" in " ".join(train) and train[train.index("--max_steps") + 1] == "7"
+    assert "--max_steps" not in evaluate and evaluate[evaluate.index("--dataset_dir") + 1] == "d"
+
+
+def test_a_grid_that_cannot_be_run_is_refused(tmp_path):
+    with pytest.raises(InputError, match="absent.pt: no such weight file, for the backbone ours"):
+        make_cells(tmp_path, {"ours": str(tmp_path / "absent.pt")}, [1], ["linear"], [0])
+    with pytest.raises(InputError, match="heads: must be of linear, nonlinear, finetune but quadratic came"):
+        make_cells(tmp_path, {UNTRAINED: None}, [1], ["quadratic"], [0])
+
+
+def test_scores_are_read_with_their_cell_and_what_has_none_is_left_out(tmp_path):
+    cells = make_cells(tmp_path / "bundle", {UNTRAINED: None}, [1, 2], ["linear"], [3])
+    folder = cells[0].folder(tmp_path)
+    folder.mkdir(parents=True)
+    with open(folder / "metrics.csv", "w", newline="") as file:
+        csv.writer(file).writerows([["case", "class", "dice", "hd95_mm"], ["c", "A", "0.5", "inf"], ["c", "B", "", ""]])
+    rows = case_rows(cells, tmp_path)
+    assert [(row["num_labelled"], row["seed"], row["dice"]) for row in rows] == [("1", 3, 0.5), ("1", 3, None)]
+    assert rows[0]["hd95_mm"] == float("inf") and rows[1]["hd95_mm"] is None
+
+
+def test_the_figure_has_a_line_a_backbone_and_head_with_all_labels_at_its_right_end():
+    rows = rows_of(UNTRAINED, "finetune", 0.0) + rows_of("released", "finetune", 0.1)
+    rows += rows_of("released", "finetune", 0.2, count="all") + rows_of("released", "linear", -0.1, count="8")
+    axis = label_efficiency_figure(summarise(rows), "title").axes[0]
+    lines = {line.get_label(): line for line in axis.get_lines()}
+    assert set(lines) == {"untrained, finetune", "released, finetune", "released, linear"}
+    assert list(lines["released, finetune"].get_xdata()) == [4, 16]
+    assert [text.get_text() for text in axis.get_xticklabels()] == ["4", "8", "all"]
