@@ -46,7 +46,7 @@ def test_each_fold_scores_other_cases_and_every_class(trained, run_bundle, tmp_p
     assert len(seen) == len(set(seen)) == 6
 
 
-def test_four_labelled_scans_are_probed_and_the_overrides_train(trained, run_bundle, tmp_path):
+def test_few_labelled_scans_are_probed_and_the_overrides_train(trained, run_bundle, tmp_path):
     name, data, output = trained
     for override in ("linear_probe", "nonlinear_probe", "from_scratch"):
         backbone = {} if override == "from_scratch" else {"pretrained": output / "model.pt"}
