@@ -71,9 +71,7 @@ def test_retrieval_and_features_of_a_ct_backbone(run_bundle, ct_phantoms, ct_bac
     assert nib.load(tmp_path / "phantom_ct_000_features.nii.gz").shape[-1] == 32
 
 
-def test_a_class_that_is_not_annotated_is_not_trained_as_background(
-    ct_segmenter, run_bundle, partly_annotated, tmp_path
-):
+def test_a_class_that_is_not_annotated_is_not_trained_as_background(run_bundle, partly_annotated, tmp_path):
     """The bias of an undrawn class keeps its first value, for it has no gradient; all others move."""
     settings = {**SMALL, **SHORT, **CLASSES, **SIDES, "pretrained": "none", "head_epochs": 0}
     first = {**settings, "learning_rate": 0.0, "backbone_learning_rate": 0.0, "output_dir": tmp_path / "first"}
