@@ -248,11 +248,11 @@ def _listed_scans(folder: Path, labelled: bool) -> list[Any]:
         raise DataError(
             f"{folder}: no scan found; looked for dataset.json, imagesTr/*.nii.gz, imagesTr/*.nii, *.nii.gz and *.nii"
         )
+    images = [os.path.relpath(image, folder) for image in images]
     if not labelled:
         return images
-    labels = {case_name(label): label for label in _nifti_files(folder / "labelsTr")}
-    expected = folder / "labelsTr"
-    return [{"image": i, "label": labels.get(case_name(i), str(expected / os.path.basename(i)))} for i in images]
+    labels = {case_name(label): os.path.relpath(label, folder) for label in _nifti_files(folder / "labelsTr")}
+    return [{"image": i, "label": labels.get(case_name(i), f"labelsTr/{os.path.basename(i)}")} for i in images]
 
 
 def _scans_in(folder: Path) -> list[str]:

@@ -104,6 +104,13 @@ def test_a_folder_without_dataset_json_pairs_imagesTr_with_labelsTr_by_name(fold
     assert str(folder / "labelsTr" / "b.nii.gz") in line and "no such file" in line
 
 
+def test_a_plain_folder_may_be_named_by_a_relative_path(folder, monkeypatch):
+    (folder / "dataset.json").unlink()
+    monkeypatch.chdir(folder.parent)
+    assert all(os.path.isfile(item["image"]) for item in read_datalist(folder.name, labelled=False))
+    assert all(os.path.isfile(item["label"]) for item in read_datalist(folder.name, NAMES))
+
+
 @pytest.mark.parametrize("form", ["list", "tuple", "commas", "json", "python", "brackets without quotes"])
 def test_several_folders_come_as_a_list_or_as_a_command_line_gives_it(folder, mri_phantoms, form):
     paths = [str(folder), str(mri_phantoms)]
