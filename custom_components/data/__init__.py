@@ -1,7 +1,7 @@
 """Lists of scans, splits, the memory-mapped cache, and procedural phantoms."""
 
 from .cache import MemoryMappedDataset
-from .datalists import case_name, class_names_of, list_scans, output_name, read_datalist
+from .datalists import case_name, checked, class_names_of, list_scans, output_name, read_datalist
 from .dicom import DicomSeriesReader, series_of
 from .headers import DataError
 from .layouts import read_amos, read_btcv
@@ -20,6 +20,7 @@ __all__ = [
     "PHANTOM_CLASSES",
     "PHANTOM_SIZES",
     "case_name",
+    "checked",
     "class_names_of",
     "few_label_subset",
     "list_scans",

@@ -71,7 +71,8 @@ def find_source(source: str | None = None) -> Source:
     """The source to use: `source`, else the environment variable DENSE_SSL_SOURCE, else `DEFAULT_SOURCE`.
 
     Args:
-        source: a folder, an `http(s)://` URL, or `hub:OWNER/REPOSITORY` (at HF_ENDPOINT if that is set).
+        source: a folder, an `http(s)://` URL, or `hub:OWNER/REPOSITORY` (at HF_ENDPOINT if that is set), which may be
+            followed by `@` and a tag or branch; else it is `main`.
 
     Raises:
         SourceError: none is set, or it is none of the three.
@@ -84,12 +85,13 @@ def find_source(source: str | None = None) -> Source:
         )
     if source == "hub" or source.startswith("hub:"):
         repository = source.removeprefix("hub").removeprefix(":")
-        if re.fullmatch(r"[\w.-]+/[\w.-]+", repository) is None:
+        found = re.fullmatch(r"([\w.-]+/[\w.-]+)(?:@([\w.-]+))?", repository)
+        if found is None:
             raise SourceError(
                 f"{source}: names no repository; expected hub:OWNER/REPOSITORY, a repository that holds the releases"
             )
         endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
-        return Source(f"{endpoint}/{repository}/resolve/main")
+        return Source(f"{endpoint}/{found[1]}/resolve/{found[2] or 'main'}")
     if source.startswith(("http://", "https://")):
         return Source(source)
     if not Path(source).expanduser().is_dir():

@@ -7,17 +7,11 @@ from __future__ import annotations
 
 import json
 import logging
-import platform
-import shlex
-import subprocess
-import sys
 import time
 from collections.abc import Mapping
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-import monai
 import torch
 from ignite.engine import Events
 from monai.data.utils import set_rnd
@@ -26,6 +20,7 @@ from torch import nn
 
 from custom_components.errors import InputError
 from custom_components.networks import load_weights, save_checkpoint, save_weights
+from custom_components.provenance import git_commit, training_record
 
 logger = logging.getLogger(__name__)
 
@@ -182,7 +177,7 @@ class ReleaseWeights:
         self.best = Path(folder) / "best.pt" if folder is not None else None
         self.settings = dict(settings or {})
         # now, because the checkout may change while the training runs
-        self.commit = _git_commit()
+        self.commit = git_commit()
         self.seconds, self._since = 0.0, time.monotonic()
         self.optimizer = optimizer
         self.steps_made = 0
@@ -221,24 +216,5 @@ class ReleaseWeights:
 
     def provenance(self, engine: Any) -> dict[str, Any]:
         """Command, steps, time and machine of this training."""
-        device = str(engine.state.device)
-        gpu = torch.cuda.get_device_name(engine.state.device) if device.startswith("cuda") else None
-        return {
-            "command": shlex.join(["python", "-m", "monai.bundle", *sys.argv[1:]]),
-            "commit": self.commit,
-            "steps": engine.state.iteration,
-            "minutes": round(self.state_dict()["seconds"] / 60, 1),
-            "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-            "machine": gpu or f"{torch.get_num_threads()} CPU threads ({platform.machine()})",
-            "torch": torch.__version__,
-            "monai": monai.__version__,
-        }
-
-
-def _git_commit() -> str | None:
-    """The commit of this package's checkout, marked where it has changes; None outside a checkout."""
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        return None
+        seconds = self.state_dict()["seconds"]
+        return training_record(self.commit, engine.state.iteration, seconds, engine.state.device)

@@ -16,7 +16,7 @@ class EarlyValidation(ValidationHandler):
     figures of the untrained network, and the network at the end takes part in the choice of the best. MONAI's
     `exec_at_start` validates twice over, because it counts from epoch 0.
 
-    Random transforms of the validation are seeded anew each time, so that all validations see the same crops.
+    Nothing happens where there are no validation scans. Random transforms of the validation are seeded anew each time, so that all validations see the same crops.
 
     Args:
         validator: the evaluator.
@@ -36,5 +36,8 @@ class EarlyValidation(ValidationHandler):
         engine.add_event_handler(Events.EPOCH_COMPLETED(event_filter=due), self)
 
     def __call__(self, engine: Any) -> None:
-        set_rnd(getattr(self.evaluator.data_loader, "dataset", None), self.seed)
+        dataset = getattr(self.evaluator.data_loader, "dataset", None)
+        if dataset is not None and not len(dataset):
+            return
+        set_rnd(dataset, self.seed)
         self.evaluator.run(max(engine.state.epoch, 1))

@@ -4,7 +4,7 @@ from .fpn import FPN3d, ResidualBlock, features_at
 from .heads import LinearHead, NonLinearHead
 from .pretraining import BalancedProjection, DenseSSLNetwork, Projector
 from .segmentation import SegmentationNetwork
-from .weight_files import WeightsError, read_checkpoint, read_weights, save_checkpoint, save_weights
+from .weight_files import WeightsError, provenance_path, read_checkpoint, read_weights, save_checkpoint, save_weights
 from .weights import (
     adapt_in_channels,
     continue_pretraining,
@@ -33,6 +33,7 @@ __all__ = [
     "load_backbone",
     "load_pretrained_backbone",
     "load_weights",
+    "provenance_path",
     "read_checkpoint",
     "read_weights",
     "save_checkpoint",

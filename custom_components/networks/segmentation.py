@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from torch import Tensor, nn
 
 from .fpn import FPN3d
@@ -17,6 +20,8 @@ class SegmentationNetwork(nn.Module):
         num_classes: foreground classes.
         in_channels, base_channels, num_scales: as in `FPN3d`.
         head: "linear" or "nonlinear".
+        adapt_classes: whether a state dict that is loaded decides the number of classes, as where an annotator trained
+            classes of his own: the head is then made anew for that number.
 
     Input `(N, in_channels, H, W, D)`, output logits `(N, num_classes, H, W, D)`.
 
@@ -31,6 +36,7 @@ class SegmentationNetwork(nn.Module):
         base_channels: int = 32,
         num_scales: int = 5,
         head: str = "linear",
+        adapt_classes: bool = False,
     ) -> None:
         super().__init__()
         if head not in HEADS:
@@ -38,6 +44,31 @@ class SegmentationNetwork(nn.Module):
         self.backbone = FPN3d(in_channels, base_channels, num_scales)
         self.head = HEADS[head](base_channels, num_scales, num_classes)
         self.backbone_frozen = False
+        self.adapt_classes = adapt_classes
+        if adapt_classes:
+            self.register_load_state_dict_pre_hook(_take_num_classes)
+
+    @property
+    def num_classes(self) -> int:
+        return int(self.head.get_submodule(self._last_layer).out_channels)  # type: ignore[arg-type]
+
+    @property
+    def _last_layer(self) -> str:
+        """The head's one layer that has a bias for every class."""
+        return "layers.0" if isinstance(self.head, LinearHead) else "final_block"
+
+    def set_num_classes(self, num_classes: int) -> None:
+        """Make the head anew where it has another number of classes."""
+        if num_classes != self.num_classes:
+            parameter = next(self.head.parameters())
+            head = type(self.head)(self.backbone.base_channels, self.backbone.num_scales, num_classes)
+            self.head = head.to(parameter.device, parameter.dtype).train(self.training)
+
+    def take_num_classes(self, state: Mapping[str, Tensor], prefix: str = "") -> None:
+        """Give the head the number of classes that a state dict has; its values are still to be loaded."""
+        found = state.get(f"{prefix}head.{self._last_layer}.bias")
+        if found is not None:
+            self.set_num_classes(len(found))
 
     def freeze_backbone(self, frozen: bool = True) -> None:
         """Train the head only (True) or everything (False).
@@ -56,3 +87,7 @@ class SegmentationNetwork(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.head(self.backbone(x))
+
+
+def _take_num_classes(network: SegmentationNetwork, state: Mapping[str, Tensor], prefix: str, *_: Any) -> None:
+    network.take_num_classes(state, prefix)

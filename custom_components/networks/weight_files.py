@@ -82,12 +82,16 @@ def as_stored(state: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tens
 
 
 def write_state(state: dict[str, Any], path: Path, provenance: Mapping[str, Any]) -> Path:
-    """Write plain tensors in dictionaries, and a record with their SHA-256 and `provenance` beside them."""
+    """Write plain tensors in dictionaries, and a record with their SHA-256 and `provenance` beside them.
+
+    A safetensors file has `provenance` in itself too, as JSON in its metadata.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
     if _is_safetensors(path):
-        # not its save_file, which leaves a file that only its owner can read
-        partial.write_bytes(_safetensors(path).save(state))
+        # not its save_file, which leaves a file that only its owner can read; one entry, because it writes several in
+        # an order that differs between processes
+        partial.write_bytes(_safetensors(path).save(state, {"provenance": json.dumps(dict(provenance))}))
     else:
         torch.save(state, partial)
     record = {"sha256": sha256_of(partial), **provenance}

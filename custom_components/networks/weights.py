@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from custom_components.delivery import bundle_folder, is_bundle_name
 
 from .fpn import FPN3d
+from .segmentation import SegmentationNetwork
 from .weight_files import WeightsError, as_stored, read_checkpoint, read_weights, sha256_of, write_state
 
 logger = logging.getLogger(__name__)
@@ -211,10 +212,14 @@ def continue_pretraining(
 def load_weights(network: nn.Module, path: str | Path) -> nn.Module:
     """Load a whole network (backbone and heads) from a weight file.
 
+    A `SegmentationNetwork` with `adapt_classes` takes the number of classes from the file.
+
     Raises:
         WeightsError: as `read_weights`, or where any key is missing, left over or of another shape.
     """
     state = read_weights(path)
+    if isinstance(network, SegmentationNetwork) and network.adapt_classes:
+        network.take_num_classes(state)
     own = network.state_dict()
     wrong = [key for key in own if key not in state or state[key].shape != own[key].shape]
     surplus = [key for key in state if key not in own]

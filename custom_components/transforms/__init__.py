@@ -9,6 +9,7 @@ from .inpaint import RandInPaint, RandInPaintd
 from .mirror import RandMirrord
 from .restore import LogitsToLabel, LogitsToLabeld
 from .shuffle import RandLocalShuffle, RandLocalShuffled
+from .spacing import ResampleSpacingd
 from .views import OverlappingViews, OverlappingViewsd, ViewPair
 
 __all__ = [
@@ -33,5 +34,6 @@ __all__ = [
     "RandMirrord",
     "RandWindow",
     "RandWindowd",
+    "ResampleSpacingd",
     "ViewPair",
 ]

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 from ignite.engine import Engine, Events
+from monai.data import Dataset
 from monai.engines import Evaluator
 from monai.optimizers import WarmupCosineSchedule
 from monai.transforms import RandGaussianNoise
@@ -149,7 +150,7 @@ def test_what_was_drawn_before_a_restart_is_not_drawn_again(tmp_path):
 
 def test_validation_is_done_first_now_and_then_and_at_the_end():
     seen = []
-    loader = SimpleNamespace(dataset=SimpleNamespace(transform=RandGaussianNoise(prob=1.0)))
+    loader = SimpleNamespace(dataset=Dataset([1], transform=RandGaussianNoise(prob=1.0)))
 
     class Validator(Evaluator):
         def __init__(self):
@@ -163,6 +164,19 @@ def test_validation_is_done_first_now_and_then_and_at_the_end():
     engine.start()
     assert [epoch for epoch, _ in seen] == [1, 2, 4, 5]
     assert len({number for _, number in seen}) == 1  # every time the same crops
+
+
+def test_validation_is_left_out_where_there_is_no_scan_for_it():
+    class Validator(Evaluator):
+        def __init__(self):
+            self.data_loader = SimpleNamespace(dataset=[])
+
+        def run(self, epoch):
+            raise AssertionError("nothing to validate")
+
+    engine = trainer(torch.nn.Linear(2, 1), epochs=2, length=1)
+    EarlyValidation(Validator(), interval=1).attach(engine)
+    engine.start()
 
 
 def test_resume_false_starts_anew(tmp_path):

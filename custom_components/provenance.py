@@ -1,0 +1,38 @@
+"""Where weights come from: what is written beside every weight file that a training makes."""
+
+from __future__ import annotations
+
+import platform
+import shlex
+import subprocess
+import sys
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import monai
+import torch
+
+
+def training_record(commit: str | None, steps: int, seconds: float, device: torch.device | str) -> dict[str, Any]:
+    """Command, commit, steps, time and machine of a training that has just ended."""
+    gpu = torch.cuda.get_device_name(device) if torch.device(device).type == "cuda" else None
+    return {
+        "command": shlex.join(["python", "-m", "monai.bundle", *sys.argv[1:]]),
+        "commit": commit,
+        "steps": steps,
+        "minutes": round(seconds / 60, 1),
+        "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "machine": gpu or f"{torch.get_num_threads()} CPU threads ({platform.machine()})",
+        "torch": torch.__version__,
+        "monai": monai.__version__,
+    }
+
+
+def git_commit() -> str | None:
+    """The commit of this package's checkout, marked where it has changes; None outside a checkout."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None
