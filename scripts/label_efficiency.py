@@ -16,16 +16,14 @@ from monai.bundle import ConfigParser
 
 from custom_components.errors import InputError
 from custom_components.evidence import (
-    CASE_COLUMNS,
-    SUMMARY_COLUMNS,
     UNTRAINED,
-    case_rows,
     label_efficiency_figure,
     make_cells,
+    require_all,
     run_cells,
-    summarise,
+    summary_table,
+    write_results,
 )
-from custom_components.metrics import write_csv
 
 BUNDLES = Path(__file__).resolve().parent.parent / "bundles"
 # folder of $DENSE_SSL_DATA that a bundle is for
@@ -81,18 +79,13 @@ def label_efficiency(
     for head in _listed(heads):
         training.setdefault(head, {"cache_dir": output / "cache"})
     failed = run_cells(cells, output, common, training, jobs)
-    rows = case_rows(cells, output)
-    summary = summarise(rows)
-    write_csv(output / "cases.csv", CASE_COLUMNS, rows)
-    write_csv(output / "summary.csv", SUMMARY_COLUMNS, summary)
+    summary = write_results(cells, output)
     if summary:
         figure = label_efficiency_figure(summary, bundle)
         for suffix in ("png", "svg"):
             figure.savefig(output / f"label_efficiency.{suffix}", dpi=150)
-    _print_table(summary)
-    if failed:
-        logs = "\n".join(str(cell.folder(output) / "log.txt") for cell in failed)
-        raise InputError(f"{len(failed)} of {len(cells)} trainings failed, each log says why:\n{logs}")
+    print(summary_table(summary))
+    require_all(failed, cells, output)
 
 
 def _released_backbone(folder: Path) -> Path:
@@ -106,20 +99,6 @@ def _released_backbone(folder: Path) -> Path:
 def _listed(value: Any) -> list[Any]:
     """A command line gives one value, or several."""
     return list(value) if isinstance(value, (list, tuple)) else [value]
-
-
-def _print_table(summary: Sequence[dict[str, Any]]) -> None:
-    print(
-        f"{'backbone':<12}{'head':<11}{'labels':>7}{'seeds':>7}{'Dice':>8}  {'95% interval':<16}difference to scratch"
-    )
-    for row in sorted(summary, key=lambda row: (row["head"], row["num_labelled"], row["backbone"])):
-        interval = "" if row["dice_low"] is None else f"{row['dice_low']:.3f} to {row['dice_high']:.3f}"
-        line = f"{row['backbone']:<12}{row['head']:<11}{row['num_labelled']:>7}{row['seeds']:>7}{row['dice']:>8.3f}  "
-        line += f"{interval:<16}"
-        if row["difference_low"] is not None:
-            line += f"{row['difference']:+.3f} ({row['difference_low']:+.3f} to {row['difference_high']:+.3f}), "
-            line += f"p = {row['p_value']:.2g}"
-        print(line)
 
 
 if __name__ == "__main__":

@@ -1,18 +1,27 @@
 """Is a backbone worth its labels? Trainings over backbones, heads and label counts, their statistics and figures."""
 
+from .ablation import ROWS, Row, pretrain_rows
 from .figures import label_efficiency_figure
-from .grid import HEADS, UNTRAINED, Cell, make_cells, run_cells
+from .grid import HEADS, UNTRAINED, Cell, bundle_command, make_cells, run_cells
+from .report import require_all, summary_table, write_results
 from .statistics import CASE_COLUMNS, SUMMARY_COLUMNS, case_rows, summarise
 
 __all__ = [
     "CASE_COLUMNS",
     "Cell",
     "HEADS",
+    "ROWS",
+    "Row",
     "SUMMARY_COLUMNS",
     "UNTRAINED",
+    "bundle_command",
     "case_rows",
     "label_efficiency_figure",
     "make_cells",
+    "pretrain_rows",
+    "require_all",
     "run_cells",
     "summarise",
+    "summary_table",
+    "write_results",
 ]

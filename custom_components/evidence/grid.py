@@ -70,17 +70,29 @@ class Cell:
         if self.head == "nonlinear":
             score["head"] = "nonlinear"
         return [
-            self._command(["train", *overrides], folder, {**settings, **train}),
-            self._command(["evaluate"], folder, {**settings, **score}),
+            bundle_command(self.bundle, ["train", *overrides], folder, {**settings, **train}),
+            bundle_command(self.bundle, ["evaluate"], folder, {**settings, **score}),
         ]
 
-    def _command(self, configs: Sequence[str], folder: Path, settings: Mapping[str, Any]) -> list[str]:
-        files = [str(self.bundle / "configs" / f"{name}.json") for name in configs]
-        command = [sys.executable, "-W", "ignore", "-m", "monai.bundle", "run", "--config_file", str(files)]
-        command += ["--bundle_root", str(self.bundle), "--output_dir", str(folder)]
-        for key, value in settings.items():
-            command += [f"--{key}", str(value)]
-        return command
+
+def bundle_command(bundle: Path, configs: Sequence[str], folder: Path, settings: Mapping[str, Any]) -> list[str]:
+    """The `monai.bundle run` command of a bundle's configs, merged in this order, with its output in `folder`."""
+    files = [str(bundle / "configs" / f"{name}.json") for name in configs]
+    command = [sys.executable, "-W", "ignore", "-m", "monai.bundle", "run", "--config_file", str(files)]
+    command += ["--bundle_root", str(bundle), "--output_dir", str(folder)]
+    for key, value in settings.items():
+        command += [f"--{key}", str(value)]
+    return command
+
+
+def run_logged(commands: Sequence[Sequence[str]], folder: Path, environment: Mapping[str, str] | None = None) -> bool:
+    """Run commands one after the other, their output in `folder/log.txt`; False where one failed, and then no other."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / "log.txt", "a") as log:
+        return all(
+            subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, env=environment).returncode == 0
+            for command in commands
+        )
 
 
 def make_cells(
@@ -132,13 +144,8 @@ def run_cells(
     open_cells = [cell for cell in cells if not (cell.folder(output_dir) / "metrics.csv").is_file()]
 
     def run(cell: Cell) -> bool:
-        folder = cell.folder(output_dir)
-        folder.mkdir(parents=True, exist_ok=True)
-        with open(folder / "log.txt", "a") as log:
-            for command in cell.commands(output_dir, settings, (training or {}).get(cell.head, {})):
-                if subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, env=environment).returncode:
-                    return False
-        return True
+        commands = cell.commands(output_dir, settings, (training or {}).get(cell.head, {}))
+        return run_logged(commands, cell.folder(output_dir), environment)
 
     with ThreadPoolExecutor(jobs) as pool:
         bar = tqdm(pool.map(run, open_cells), total=len(open_cells), unit="training", disable=not open_cells)

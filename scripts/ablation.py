@@ -1,0 +1,88 @@
+"""What each improvement adds to the vox2vec baseline: pre-trainings of one budget, probed and fine-tuned alike.
+
+python -m scripts.ablation --output_dir out/ablation --dataset_dir data/Task04_Hippocampus --max_steps 500
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import fire
+
+from custom_components.errors import InputError
+from custom_components.evidence import (
+    ROWS,
+    UNTRAINED,
+    make_cells,
+    pretrain_rows,
+    require_all,
+    run_cells,
+    summary_table,
+    write_results,
+)
+
+BUNDLES = Path(__file__).resolve().parent.parent / "bundles"
+
+
+def ablation(
+    output_dir: str,
+    dataset_dir: str,
+    pretraining: str = "mri_dense_ssl",
+    bundle: str = "hippocampus_mri_segmentation",
+    overrides: str | Sequence[str] = (),
+    pretraining_data: str | Sequence[str] | None = None,
+    max_steps: int = 500,
+    rows: str | Sequence[str] = tuple(ROWS),
+    num_labelled: int | str | Sequence[int | str] = 4,
+    heads: str | Sequence[str] = ("linear", "finetune"),
+    seeds: int | Sequence[int] = 0,
+    steps: Mapping[str, int] | None = None,
+    jobs: int = 1,
+    **settings: Any,
+) -> None:
+    """Pre-train the paper's rows, probe and fine-tune each; go on where it was stopped.
+
+    The rows: the vox2vec baseline; the baseline with each of the local augmentations, the balanced pyramid and the
+    restoration; all three; and an untrained backbone beside them. Writes cases.csv and summary.csv as
+    `scripts.label_efficiency` does; pre-trainings are under pretraining/, the others under runs/.
+
+    Args:
+        output_dir: folder for everything.
+        dataset_dir: labelled scans of the segmentation bundle.
+        pretraining: pre-training bundle.
+        bundle: segmentation bundle.
+        overrides: configs of the pre-training bundle to merge, such as low_resolution.
+        pretraining_data: scans to pre-train on; else dataset_dir.
+        max_steps: steps of each pre-training.
+        rows: of vox2vec, local_augmentations, balanced, restoration and all_three.
+        num_labelled, heads, seeds, steps, jobs: as in `scripts.label_efficiency`.
+        settings: overrides for all trainings and evaluations, such as --base_channels 8.
+    """
+    output, folder = Path(str(output_dir)), BUNDLES / bundle
+    shared = {**settings, "cache_dir": output / "cache"}
+    scans = {"dataset_dir": pretraining_data or dataset_dir, "max_steps": max_steps}
+    files = pretrain_rows(BUNDLES / pretraining, output, {**shared, **scans}, _listed(overrides), _listed(rows))
+    counts = [None if count == "all" else int(count) for count in _listed(num_labelled)]
+    backbones = {UNTRAINED: None, **files}
+    cells = make_cells(folder, backbones, counts, _listed(heads), [int(seed) for seed in _listed(seeds)])
+    limits = {head: {"cache_dir": output / "cache"} for head in _listed(heads)}
+    for head, count in (steps or {}).items():
+        limits.setdefault(head, {})["max_steps"] = count
+    failed = run_cells(cells, output, {"dataset_dir": dataset_dir, **settings}, limits, jobs)
+    print(summary_table(write_results(cells, output)))
+    require_all(failed, cells, output)
+
+
+def _listed(value: Any) -> list[Any]:
+    """A command line gives one value, or several."""
+    return list(value) if isinstance(value, (list, tuple)) else [value]
+
+
+if __name__ == "__main__":
+    try:
+        fire.Fire(ablation)
+    except InputError as error:
+        sys.exit(f"error: {error}")

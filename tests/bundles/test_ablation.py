@@ -1,0 +1,40 @@
+"""The rows of the ablation on phantoms, through the bundles' own configs."""
+
+import csv
+import json
+
+import pytest
+
+from custom_components.errors import InputError
+from custom_components.evidence import pretrain_rows
+from scripts.ablation import BUNDLES, ablation
+
+from .conftest import CLASSES, SMALL
+
+
+@pytest.mark.slow
+def test_rows_differ_in_what_they_say_and_are_probed_alike(mri_phantoms, tmp_path, monkeypatch, capsys):
+    given = {"output_dir": str(tmp_path), "dataset_dir": str(mri_phantoms), "max_steps": 2, "num_labelled": 2}
+    given |= {"rows": ["vox2vec", "local_augmentations", "balanced"], "heads": "linear", "steps": {"linear": 2}}
+    ablation(**given, **SMALL, jobs=2, class_names=CLASSES["class_names"])
+    switches = {}
+    for name in given["rows"]:
+        record = json.loads((tmp_path / "pretraining" / name / "model.json").read_text())
+        switches[name] = tuple(record[key] for key in ("local_augmentations", "balanced", "restoration_weight"))
+    assert switches == {
+        "vox2vec": (False, False, 0),
+        "local_augmentations": (True, False, 0),
+        "balanced": (False, True, 0),
+    }
+    with open(tmp_path / "summary.csv", newline="") as file:
+        assert {row["backbone"] for row in csv.DictReader(file)} == {"untrained", *given["rows"]}
+    assert "local_augmentations" in capsys.readouterr().out
+    monkeypatch.setattr("subprocess.run", lambda *args, **kwargs: pytest.fail("what is finished was run again"))
+    ablation(**given, **SMALL, class_names=CLASSES["class_names"])
+
+
+def test_an_unknown_row_or_config_is_named(tmp_path):
+    with pytest.raises(InputError, match="rows: must be of vox2vec, .* but nonsense came"):
+        pretrain_rows(BUNDLES / "mri_dense_ssl", tmp_path, {}, rows=["nonsense"])
+    with pytest.raises(InputError, match="high_resolution.json: no such config"):
+        pretrain_rows(BUNDLES / "mri_dense_ssl", tmp_path, {}, overrides=["high_resolution"])
