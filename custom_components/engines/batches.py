@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -12,13 +12,19 @@ Device = torch.device | str | None
 
 
 def prepare_views(
-    batch: Mapping[str, Any], device: Device = None, non_blocking: bool = False, **kwargs: Any
+    batch: Mapping[str, Any],
+    device: Device = None,
+    non_blocking: bool = False,
+    augmentation: Callable[[Tensor], Tensor] | None = None,
+    **kwargs: Any,
 ) -> tuple[Tensor, dict[str, Tensor], tuple, dict[str, Tensor]]:
     """Prepare a batch of N view pairs for pre-training and its validation.
 
     The two views of all pairs go through the network in one call (first views, then second views), so that they share
-    batch statistics. `batch` has `view_1`, `view_2`, `original_1`, `original_2` `(N, C, H, W, D)`, `voxels_1`,
-    `voxels_2` `(N, V, 3)` and `scan` `(N,)`. For `SupervisedTrainer` and `SupervisedEvaluator` alike.
+    batch statistics. `batch` has `view_1`, `view_2` `(N, C, H, W, D)`, `voxels_1`, `voxels_2` `(N, V, 3)` and `scan`
+    `(N,)`. Where the data loader has augmented the views, it also has `original_1` and `original_2`; where it only cuts
+    them, `augmentation` is applied to all 2N views on the device. For `SupervisedTrainer` and `SupervisedEvaluator`
+    alike.
     """
 
     def both(name: str) -> Tensor:
@@ -26,8 +32,11 @@ def prepare_views(
 
     voxels = both("voxels")
     scan = torch.as_tensor(batch["scan"]).to(device, non_blocking=non_blocking)
-    target = {"original": both("original"), "voxels": voxels, "scan": scan}
-    return both("view"), target, (), {"voxels": voxels}
+    views = both("view")
+    original = both("original") if "original_1" in batch else views
+    if augmentation is not None:
+        views = augmentation(views)
+    return views, {"original": original, "voxels": voxels, "scan": scan}, (), {"voxels": voxels}
 
 
 def prepare_partial_labels(

@@ -32,7 +32,9 @@ class GradientClipping:
 
     def _clip(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        torch.nn.utils.clip_grad_norm_(parameters, self.max_norm)
+        # mixed precision leaves the un-scaling of the gradient to a fused optimiser, which does it in its step
+        scale = getattr(optimizer, "grad_scale", None)
+        torch.nn.utils.clip_grad_norm_(parameters, self.max_norm * (1.0 if scale is None else float(scale)))
 
 
 class FreezeBackbone:

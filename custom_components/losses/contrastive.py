@@ -2,48 +2,75 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
 
 class _StreamedInfoNCE(torch.autograd.Function):
-    """Symmetric InfoNCE of rows `z (2M, E)`, where rows i and i + M are positives; the mean over all 2M anchors.
+    """Sum of the symmetric InfoNCE over the anchors of G groups, `z (G, 2M, E)`; rows i and i + M are positives.
 
-    The (2M, 2M) similarity matrix is never held: it is computed in slabs of rows, forwards for the log-sum-exp and
-    again backwards for the soft-max, so that memory grows with 2M * chunk.
+    `absent (G, 2M)` marks rows of padding, in both halves alike; None where there are none. The (2M, 2M) similarities
+    of a group are never held: they are computed in tiles, all groups at once, forwards for the log-sum-exp and again
+    backwards for the soft-max. They are symmetric, so only tiles on and above the diagonal are, and each serves its
+    rows and its columns.
     """
 
     @staticmethod
-    def forward(ctx: Any, z: Tensor, temperature: float, chunk: int) -> Tensor:
-        log_sums = torch.cat([_similarity(z, start, chunk, temperature).logsumexp(1) for start in _starts(z, chunk)])
-        positives = (z * z.roll(len(z) // 2, 0)).sum(1) / temperature
-        ctx.save_for_backward(z, log_sums)
-        ctx.temperature, ctx.chunk = temperature, chunk
-        return (log_sums - positives).mean()
+    def forward(ctx: Any, z: Tensor, absent: Tensor | None, temperature: float, tile: int) -> Tensor:
+        log_sums = z.new_full(z.shape[:2], float("-inf"))
+        for rows, columns in _tiles(z.shape[1], tile):
+            similarity = _similarity(z, absent, rows, columns, temperature)
+            log_sums[:, rows] = torch.logaddexp(log_sums[:, rows], similarity.logsumexp(2))
+            if rows != columns:
+                log_sums[:, columns] = torch.logaddexp(log_sums[:, columns], similarity.logsumexp(1))
+        losses = log_sums - (z * _partners(z)).sum(2) / temperature
+        if absent is not None:
+            losses.masked_fill_(absent, 0)
+            log_sums.masked_fill_(absent, float("inf"))  # a soft-max of 0
+        ctx.save_for_backward(z, log_sums, absent)
+        ctx.temperature, ctx.tile = temperature, tile
+        return losses.sum()
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
-        z, log_sums = ctx.saved_tensors
-        total = -2 * z.roll(len(z) // 2, 0)
-        for start in _starts(z, ctx.chunk):
-            rows = slice(start, start + ctx.chunk)
-            soft_max = _similarity(z, start, ctx.chunk, ctx.temperature).sub_(log_sums[rows, None]).exp_()
-            # the similarity is symmetric in z, so each slab adds to its own rows and, transposed, to all others
-            total[rows] += soft_max @ z
-            total.addmm_(soft_max.T, z[rows])
-        return total * (grad / (len(z) * ctx.temperature)), None, None
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:  # type: ignore[override]
+        z, log_sums, absent = ctx.saved_tensors
+        total = -2 * _partners(z)
+        for rows, columns in _tiles(z.shape[1], ctx.tile):
+            similarity = _similarity(z, absent, rows, columns, ctx.temperature)
+            # the soft-max of the rows' anchors; off the diagonal also that of the columns', which sees the same tile
+            weights = (similarity - log_sums[:, rows, None]).exp_()
+            if rows != columns:
+                weights += similarity.sub_(log_sums[:, None, columns]).exp_()
+            total[:, rows].baddbmm_(weights, z[:, columns])
+            total[:, columns].baddbmm_(weights.mT, z[:, rows])
+        return total * (grad / ctx.temperature), None, None, None
 
 
-def _starts(z: Tensor, chunk: int) -> range:
-    return range(0, len(z), chunk)
+def _tiles(length: int, tile: int) -> Iterator[tuple[slice, slice]]:
+    """Rows and columns of the tiles on and above the diagonal."""
+    for start in range(0, length, tile):
+        for other in range(start, length, tile):
+            yield slice(start, start + tile), slice(other, other + tile)
 
 
-def _similarity(z: Tensor, start: int, chunk: int, temperature: float) -> Tensor:
-    rows = (z[start : start + chunk] @ z.T).div_(temperature)
-    rows.diagonal(offset=start).fill_(float("-inf"))
-    return rows
+def _similarity(z: Tensor, absent: Tensor | None, rows: slice, columns: slice, temperature: float) -> Tensor:
+    """A tile of similarities `(G, rows, columns)`, minus infinity where a row meets itself or padding."""
+    similarity = torch.bmm(z[:, rows], z[:, columns].mT).div_(temperature)
+    if rows == columns:
+        similarity.diagonal(dim1=1, dim2=2).fill_(float("-inf"))
+    if absent is not None:
+        similarity.masked_fill_(absent[:, rows, None] | absent[:, None, columns], float("-inf"))
+    return similarity
+
+
+def _partners(z: Tensor) -> Tensor:
+    """The positive of each row of `z (G, 2M, E)`."""
+    return z.roll(z.shape[1] // 2, 1)
 
 
 class InfoNCE(nn.Module):
@@ -53,10 +80,15 @@ class InfoNCE(nn.Module):
     the same scan by default. Pairs of crops of one scan share their negatives, as in the reference, where a batch is
     one scan: no negative is then the same anatomy in another patient.
 
+    Scans are computed together, as batched matrix products; memory beyond the embeddings' own grows with `chunk`
+    squared and not with the number of voxels. A batch of scans with very different numbers of voxels takes the time of
+    as many scans of the largest number.
+
     Args:
         temperature: divides the cosine similarities.
         negatives: "scan" (default) or "batch" (all scans of the batch).
-        chunk: anchors whose similarities are held at a time.
+        chunk: side of the tiles of the similarity matrix that are held at a time, shared by the scans; default 1,024 on
+            a CPU, whose cache they fit, and 4,096 elsewhere.
 
     Raises:
         ValueError: where `negatives` is neither.
@@ -64,7 +96,7 @@ class InfoNCE(nn.Module):
     Source: arXiv 2401.06473, section 2.3; arXiv 2307.14725, equation 1.
     """
 
-    def __init__(self, temperature: float = 0.1, negatives: str = "scan", chunk: int = 2048) -> None:
+    def __init__(self, temperature: float = 0.1, negatives: str = "scan", chunk: int | None = None) -> None:
         super().__init__()
         if negatives not in ("scan", "batch"):
             raise ValueError(f"InfoNCE: negatives must be 'scan' or 'batch', but is {negatives!r}")
@@ -92,12 +124,18 @@ class InfoNCE(nn.Module):
             scan = torch.arange(count, device=embeddings_1.device)
         if embeddings_1.dtype != torch.float64:
             embeddings_1, embeddings_2 = embeddings_1.float(), embeddings_2.float()
-        total, anchors = embeddings_1.sum() * 0, 0
-        with torch.autocast(embeddings_1.device.type, enabled=False):
-            for group in scan.unique():
-                chosen = valid & (scan == group)[:, None]
-                z = torch.cat([embeddings_1[chosen], embeddings_2[chosen]])
-                if len(z):
-                    total = total + _StreamedInfoNCE.apply(z, self.temperature, self.chunk) * len(z)
-                    anchors += len(z)
-        return total / max(anchors, 1)
+        groups = [valid & (scan == group)[:, None] for group in scan.unique()]
+        first, second = (pad_sequence([e[group] for group in groups], True) for e in (embeddings_1, embeddings_2))
+        if not first.numel():
+            return embeddings_1.sum() * 0
+        counts = torch.stack([group.sum() for group in groups])
+        absent = torch.arange(first.shape[1], device=counts.device) >= counts[:, None]
+        chunk = self.chunk or (1024 if first.device.type == "cpu" else 4096)
+        with torch.autocast(first.device.type, enabled=False):
+            total = _StreamedInfoNCE.apply(
+                torch.cat([first, second], 1),
+                torch.cat([absent, absent], 1) if absent.any() else None,
+                self.temperature,
+                max(1, round(chunk / math.sqrt(len(groups)))),
+            )
+        return total / (2 * counts.sum())

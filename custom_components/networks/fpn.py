@@ -7,10 +7,13 @@ representations, arXiv 2401.06473), so that published weights load without a tra
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.checkpoint import checkpoint
 
 
 class ResidualBlock(nn.Module):
@@ -38,16 +41,49 @@ class ResidualBlock(nn.Module):
         return self.layers(x) + self.skip(x)
 
 
+class FrozenStatistics:
+    """While it is entered, `module` normalises with the batch's statistics and leaves the running ones as they are."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.norms = [m for m in module.modules() if isinstance(m, _BatchNorm) and m.num_batches_tracked is not None]
+        self.kept: list[tuple[float | None, Tensor | None]] = []
+
+    def __enter__(self) -> None:
+        self.kept = [(norm.momentum, norm.num_batches_tracked) for norm in self.norms]
+        for norm in self.norms:
+            # not `track_running_stats = False`: then other tensors would be saved than in the first pass
+            norm.momentum = 0.0
+            norm.num_batches_tracked = torch.tensor(0, device=norm.weight.device)
+
+    def __exit__(self, *error: object) -> None:
+        for norm, (momentum, count) in zip(self.norms, self.kept, strict=True):
+            norm.momentum, norm.num_batches_tracked = momentum, count
+
+
 class ResidualStack(nn.Module):
-    """Two residual blocks of the same width, one after the other."""
+    """Two residual blocks of the same width, one after the other.
+
+    While `checkpointing` is True, a training step keeps only the input of each block and computes the block again on
+    the way back; running statistics are updated once.
+    """
 
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.layers = nn.ModuleList([ResidualBlock(channels, channels) for _ in range(2)])
+        self.checkpointing = False
 
     def forward(self, x: Tensor) -> Tensor:
         for layer in self.layers:
-            x = layer(x)
+            if self.checkpointing and self.training and torch.is_grad_enabled():
+                x = checkpoint(
+                    layer,
+                    x,
+                    use_reentrant=False,
+                    preserve_rng_state=False,  # nothing in a block is random
+                    context_fn=lambda layer=layer: (nullcontext(), FrozenStatistics(layer)),  # type: ignore[misc]
+                )
+            else:
+                x = layer(x)
         return x
 
 
@@ -102,6 +138,13 @@ class FPN3d(nn.Module):
         """Channels of each scale, fine to coarse."""
         return [self.base_channels * 2**i for i in range(self.num_scales)]
 
+    def set_checkpointing(self, on: bool) -> None:
+        """Turn activation checkpointing of the residual blocks on or off: a training step then takes about a third more
+        time and far less memory, with the same result."""
+        for module in self.modules():
+            if isinstance(module, ResidualStack):
+                module.checkpointing = on
+
     def forward(self, x: Tensor) -> list[Tensor]:
         x = self.first_conv(x)
         left = []
@@ -113,7 +156,9 @@ class FPN3d(nn.Module):
         pyramid = [x]
         for up, skip, right in zip(self.up_blocks, self.skip_blocks, self.right_blocks):
             finer = left.pop()
-            x = right(upsample_to(up(x), finer.shape[2:]) + skip(finer))
+            x = upsample_to(up(x), finer.shape[2:]) + skip(finer)
+            del finer  # the largest tensors there are: without it, inference needs a fifth more memory
+            x = right(x)
             pyramid.insert(0, x)
         return pyramid
 

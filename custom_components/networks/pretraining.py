@@ -69,6 +69,7 @@ class DenseSSLNetwork(nn.Module):
         trainable_projections: see `BalancedProjection`.
         embedding_channels: length of the contrastive embedding.
         output_scale: None gives the whole representation; i gives scale i alone, at full resolution.
+        checkpointing: as in `FPN3d.set_checkpointing`.
 
     Source: arXiv 2401.06473, sections 2.2 and 2.3.
     """
@@ -82,10 +83,12 @@ class DenseSSLNetwork(nn.Module):
         trainable_projections: bool = True,
         embedding_channels: int = 128,
         output_scale: int | None = None,
+        checkpointing: bool = False,
     ) -> None:
         super().__init__()
         self.output_scale = output_scale
         self.backbone = FPN3d(in_channels, base_channels, num_scales)
+        self.backbone.set_checkpointing(checkpointing)
         self.projection: BalancedProjection | None = None
         feature_channels = sum(self.backbone.channels)
         if projection_channels:

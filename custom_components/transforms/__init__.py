@@ -2,6 +2,7 @@
 
 from .annotated import AnnotatedClassesd
 from .baseline import RandInPlaneBlurOrSharpen, RandInPlaneBlurOrSharpend, RandWindow, RandWindowd
+from .batch import BatchAugmentation
 from .bezier import RandBezierIntensity, RandBezierIntensityd
 from .body import BodyMask, BodyMaskd
 from .checks import CheckLabeld, CheckScan, CheckScand
@@ -14,6 +15,7 @@ from .views import OverlappingViews, OverlappingViewsd, ViewPair
 
 __all__ = [
     "AnnotatedClassesd",
+    "BatchAugmentation",
     "BodyMask",
     "BodyMaskd",
     "CheckLabeld",

@@ -15,6 +15,8 @@ from monai.data import MetaTensor, get_track_meta
 from monai.transforms import MapTransform, Randomizable, RandomizableTransform
 from monai.utils import convert_to_dst_type, convert_to_tensor
 
+PIECE = 1 << 16  # voxels
+
 
 def bezier_table(control_points: torch.Tensor, num_points: int) -> torch.Tensor:
     """Values of a cubic Bezier curve from (0, 0) to (1, 1) at equally spaced intensities.
@@ -24,30 +26,43 @@ def bezier_table(control_points: torch.Tensor, num_points: int) -> torch.Tensor:
     where it is t^2, (1-2t)^2, 2t(1-t) or (1-t)^2.
 
     Args:
-        control_points: (2, 2), the two inner control points, each (intensity, value) in [0, 1].
+        control_points: (2, 2), the two inner control points, each (intensity, value) in [0, 1]; (N, 2, 2) for N curves.
         num_points: number of intensities, from 0 to 1.
 
     Returns:
-        float32 (num_points,), in [0, 1] and not decreasing.
+        float32 (num_points,) or (N, num_points), in [0, 1] and not decreasing.
     """
     points = control_points.double()
     t = torch.linspace(0, 1, num_points, dtype=torch.float64, device=points.device)
     weights = torch.stack([3 * t * (1 - t) ** 2, 3 * t**2 * (1 - t)])
-    # rounding may break monotony by 1e-16, which the search in the sorted x must not see
-    x, y = (points.T @ weights + t**3).cummax(1).values
-    right = torch.searchsorted(x, t).clamp_(1, num_points - 1)
-    x_left, y_left = x[right - 1], y[right - 1]
-    fraction = ((t - x_left) / (x[right] - x_left).clamp_min(1e-12)).clamp_(0, 1)
-    return torch.lerp(y_left, y[right], fraction).clamp_(0, 1).float()
+    # rounding may break monotony by 1e-16
+    x, y = (points.mT @ weights + t**3).cummax(-1).values.unbind(-2)
+    # number of points of the curve to the left of each intensity; counting them is faster than searching the sorted x
+    right_of = (x * (num_points - 1)).long() + 1
+    count = x.new_zeros(*x.shape[:-1], num_points + 1, dtype=torch.int64)
+    right = count.scatter_add_(-1, right_of, torch.ones_like(right_of)).cumsum(-1)[..., :-1].clamp_(1, num_points - 1)
+    x_left, y_left = x.gather(-1, right - 1), y.gather(-1, right - 1)
+    fraction = ((t - x_left) / (x.gather(-1, right) - x_left).clamp_min(1e-12)).clamp_(0, 1)
+    return torch.lerp(y_left, y.gather(-1, right), fraction).clamp_(0, 1).float()
 
 
 def apply_table(image: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
-    """`table` (N,), values at equally spaced intensities from 0 to 1, at the nearest intensity to each voxel's.
+    """`table` (T,), values at equally spaced intensities from 0 to 1, at the nearest intensity to each voxel's.
 
-    `image` has any shape and is clamped to [0, 1]; returns float32 of that shape.
+    `image` has any shape and is clamped to [0, 1]; returns float32 of that shape. A batch (N, ...) may have a table for
+    each image, (N, T).
     """
-    nearest = image.float().clamp(0, 1).mul_(len(table) - 1).add_(0.5).to(torch.int32)
-    return table.to(image.device).index_select(0, nearest.flatten()).view(image.shape)
+    table = table.to(image.device)
+    rows = image.reshape(len(table) if table.ndim == 2 else 1, -1)
+    first = torch.arange(len(rows), dtype=torch.int32, device=image.device)[:, None] * table.shape[-1]
+    out = torch.empty(rows.shape, device=image.device)
+    # on a CPU in pieces that stay in the cache: fresh memory for whole intermediate images takes most of the time
+    step = max(1, PIECE // len(rows)) if image.device.type == "cpu" else max(1, rows.shape[1])
+    for start in range(0, rows.shape[1], step):
+        piece = rows[:, start : start + step].float().clamp(0, 1)
+        nearest = piece.mul_(table.shape[-1] - 1).add_(0.5).to(torch.int32).add_(first)
+        out[:, start : start + step] = table.flatten().index_select(0, nearest.flatten()).view(nearest.shape)
+    return out.view(image.shape)
 
 
 class RandBezierIntensity(RandomizableTransform):
@@ -91,6 +106,19 @@ class RandBezierIntensity(RandomizableTransform):
         out = apply_table(plain, bezier_table(self.control_points, self.num_points))
         return convert_to_dst_type(out, dst=img, dtype=out.dtype)[0]
 
+    def batch(self, images: torch.Tensor) -> torch.Tensor:
+        """The same on images (N, C, H, W, D), each with a curve of its own, on their device in one go."""
+        drawn = {number: self.R.random_sample((2, 2)) for number in range(len(images)) if self._drawn()}
+        if not drawn:
+            return images
+        points = torch.from_numpy(np.stack(list(drawn.values()))).to(images.device)
+        chosen = torch.tensor(list(drawn), device=images.device)
+        out = images.float()
+        return out.index_copy(0, chosen, apply_table(out[chosen], bezier_table(points, self.num_points)))
+
+    def _drawn(self) -> bool:
+        return self.R.random_sample() < self.prob
+
 
 class RandBezierIntensityd(Randomizable, MapTransform):
     """Dictionary form of `RandBezierIntensity`.
@@ -120,3 +148,7 @@ class RandBezierIntensityd(Randomizable, MapTransform):
         for key in self.key_iterator(d):
             d[key] = self.bezier(d[key])
         return d
+
+    def batch(self, images: torch.Tensor) -> torch.Tensor:
+        """As `RandBezierIntensity.batch`."""
+        return self.bezier.batch(images)

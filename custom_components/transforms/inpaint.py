@@ -16,22 +16,6 @@ from monai.transforms import MapTransform, Randomizable, RandomizableTransform
 from monai.utils import convert_to_dst_type, convert_to_tensor
 
 
-def box_mask(shape: Sequence[int], starts: torch.Tensor, sizes: torch.Tensor) -> torch.Tensor:
-    """Union of boxes as bool (H, W, D).
-
-    Args:
-        shape: H, W, D in voxels.
-        starts, sizes: int64 (B, 3), first voxel and sides of each box; what lies outside the volume is ignored.
-    """
-    inside = []
-    for axis, side in enumerate(shape):
-        position = torch.arange(side, device=starts.device) - starts[:, axis, None]
-        inside.append(((position >= 0) & (position < sizes[:, axis, None])).float())
-    # a box is the product of three indicators, so one matrix product over the boxes counts the boxes at every voxel
-    across = (inside[1][:, :, None] * inside[2][:, None, :]).flatten(1)
-    return (inside[0].T @ across > 0).view(*shape)
-
-
 def inpaint_boxes(
     image: torch.Tensor, starts: torch.Tensor, sizes: torch.Tensor, seed: int, fill_range: tuple[float, float]
 ) -> torch.Tensor:
@@ -39,19 +23,56 @@ def inpaint_boxes(
 
     Args:
         image: (C, H, W, D), a floating-point dtype; the boxes are the same in all channels, the noise is not.
-        starts, sizes: int64 (B, 3), first voxel and sides of each box.
+        starts, sizes: int64 (B, 3), first voxel and sides of each box; the boxes lie inside the image.
         seed: seed of the noise.
         fill_range: lower and upper bound of the noise, in the image's unit.
 
     Returns:
         (C, H, W, D), equal to `image` outside the boxes.
     """
-    mask = box_mask(image.shape[1:], starts.to(image.device), sizes.to(image.device))
-    count = len(image) * int(mask.count_nonzero())
+    counts = (len(image) * sizes.prod(1)).tolist()
+    noise = _noise(sum(counts), image, seed, fill_range)
+    out = image.clone()
+    # a loop, because a few writes of a box each touch far fewer voxels than one operation on the whole image
+    for (x, y, z), (a, b, c), values in zip(starts.tolist(), sizes.tolist(), noise.split(counts), strict=True):
+        out[:, x : x + a, y : y + b, z : z + c] = values.view(len(image), a, b, c)
+    return out
+
+
+def inpaint_batch(
+    images: torch.Tensor, starts: torch.Tensor, sizes: torch.Tensor, seed: int, fill_range: tuple[float, float]
+) -> torch.Tensor:
+    """`inpaint_boxes` of images (N, C, H, W, D) in one go, for devices on which a loop over small boxes is slow.
+
+    Args:
+        images, seed, fill_range: as in `inpaint_boxes`.
+        starts, sizes: int64 (N, B, 3); a box of size 0 is none.
+    """
+    mask = box_mask(images.shape[2:], starts.to(images.device), sizes.to(images.device))[:, None]
+    noise = _noise(images.numel(), images, seed, fill_range)
+    return torch.where(mask, noise.view(images.shape), images)
+
+
+def box_mask(shape: Sequence[int], starts: torch.Tensor, sizes: torch.Tensor) -> torch.Tensor:
+    """Union of boxes as bool (N, H, W, D).
+
+    Args:
+        shape: H, W, D in voxels.
+        starts, sizes: int64 (N, B, 3), first voxel and sides of each box; a box of size 0 is none.
+    """
+    inside = []
+    for axis, side in enumerate(shape):
+        position = torch.arange(side, device=starts.device) - starts[..., axis, None]
+        inside.append(((position >= 0) & (position < sizes[..., axis, None])).float())
+    # a box is the product of three indicators, so one matrix product over the boxes counts the boxes at every voxel
+    across = (inside[1][..., :, None] * inside[2][..., None, :]).flatten(2)
+    return (inside[0].mT @ across > 0).view(-1, *shape)
+
+
+def _noise(count: int, image: torch.Tensor, seed: int, fill_range: tuple[float, float]) -> torch.Tensor:
     generator = torch.Generator(image.device).manual_seed(seed)
     noise = torch.rand(count, generator=generator, device=image.device)
-    noise = noise.mul_(fill_range[1] - fill_range[0]).add_(fill_range[0]).to(image.dtype)
-    return image.masked_scatter(mask.expand_as(image), noise)
+    return noise.mul_(fill_range[1] - fill_range[0]).add_(fill_range[0]).to(image.dtype)
 
 
 class RandInPaint(RandomizableTransform):
@@ -102,11 +123,8 @@ class RandInPaint(RandomizableTransform):
         self.sizes = torch.zeros(0, 3, dtype=torch.int64)
         self.seed = 0
 
-    def randomize(self, shape: Sequence[int]) -> None:  # type: ignore[override]
-        """Draw the boxes in an image of the spatial shape (H, W, D), and the seed of the noise."""
-        super().randomize(None)
-        if not self._do_transform:
-            return
+    def draw_boxes(self, shape: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
+        """First voxels and sides, int64 (B, 3) each, of random boxes in an image of the spatial shape (H, W, D)."""
         further = self.R.random_sample(self.max_boxes - 1) < self.further_box_prob
         boxes = 1 + int(np.logical_and.accumulate(further).sum())
         side = np.array(shape)
@@ -116,8 +134,14 @@ class RandInPaint(RandomizableTransform):
         )
         sizes = smallest + (self.R.random_sample((boxes, 3)) * (largest - smallest + 1)).astype(int)
         starts = (self.R.random_sample((boxes, 3)) * (side - sizes + 1)).astype(int)
-        self.sizes, self.starts = torch.from_numpy(sizes), torch.from_numpy(starts)
-        self.seed = int(self.R.randint(2**31))
+        return torch.from_numpy(starts), torch.from_numpy(sizes)
+
+    def randomize(self, shape: Sequence[int]) -> None:  # type: ignore[override]
+        """Draw the boxes in an image of the spatial shape (H, W, D), and the seed of the noise."""
+        super().randomize(None)
+        if self._do_transform:
+            self.starts, self.sizes = self.draw_boxes(shape)
+            self.seed = int(self.R.randint(2**31))
 
     def __call__(self, img: NdarrayOrTensor, randomize: bool = True) -> NdarrayOrTensor:
         img = convert_to_tensor(img, track_meta=get_track_meta())
@@ -129,6 +153,21 @@ class RandInPaint(RandomizableTransform):
         plain = plain if plain.is_floating_point() else plain.float()
         out = inpaint_boxes(plain, self.starts, self.sizes, self.seed, self.fill_range)
         return convert_to_dst_type(out, dst=img, dtype=out.dtype)[0]
+
+    def batch(self, images: torch.Tensor) -> torch.Tensor:
+        """The same on images (N, C, H, W, D), each with boxes of its own, on their device in one go."""
+        starts, sizes = torch.zeros(2, len(images), self.max_boxes, 3, dtype=torch.int64)
+        for number in range(len(images)):
+            if self.R.random_sample() < self.prob:
+                drawn = self.draw_boxes(images.shape[2:])
+                starts[number, : len(drawn[0])], sizes[number, : len(drawn[0])] = drawn
+        images = images if images.is_floating_point() else images.float()
+        seed = int(self.R.randint(2**31))
+        if images.device.type == "cpu":
+            seeds = np.random.default_rng(seed).integers(2**31, size=len(images)).tolist()
+            parameters = zip(images, starts, sizes, seeds, strict=True)
+            return torch.stack([inpaint_boxes(*of_image, self.fill_range) for of_image in parameters])
+        return inpaint_batch(images, starts, sizes, seed, self.fill_range)
 
 
 class RandInPaintd(Randomizable, MapTransform):
@@ -165,3 +204,7 @@ class RandInPaintd(Randomizable, MapTransform):
         for key in self.key_iterator(d):
             d[key] = self.inpaint(d[key])
         return d
+
+    def batch(self, images: torch.Tensor) -> torch.Tensor:
+        """As `RandInPaint.batch`."""
+        return self.inpaint.batch(images)

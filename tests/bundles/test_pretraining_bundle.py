@@ -1,5 +1,6 @@
 import csv
 import json
+import shutil
 
 import nibabel as nib
 import numpy as np
@@ -69,6 +70,28 @@ def test_every_override_trains(run_bundle, mri_phantoms, tmp_path, override):
     run_bundle(BUNDLE, "train", override, dataset_dir=mri_phantoms, output_dir=tmp_path, **settings)
     state = torch.load(tmp_path / "model.pt", weights_only=True)
     assert any(key.startswith("projection.") for key in state) == (override == "paper")
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        "augment_on_device",
+        "checkpointing",
+        pytest.param("compile", marks=pytest.mark.skipif(shutil.which("c++") is None, reason="no C++ compiler")),
+    ],
+)
+def test_every_option_trains_a_network_of_the_same_form(run_bundle, mri_phantoms, pretrained, tmp_path, option):
+    run_bundle(BUNDLE, "train", dataset_dir=mri_phantoms, output_dir=tmp_path, **SMALL, **SHORT, **{option: True})
+    expected, state = (torch.load(folder / "model.pt", weights_only=True) for folder in (pretrained, tmp_path))
+    assert {key: value.shape for key, value in state.items()} == {k: v.shape for k, v in expected.items()}
+    assert all(torch.isfinite(value.float()).all() for value in state.values())
+
+
+def test_accumulated_steps_are_fewer_steps_of_the_optimiser(run_bundle, mri_phantoms, tmp_path):
+    settings = {**SMALL, **SHORT, "accumulation_steps": 2}
+    run_bundle(BUNDLE, "train", dataset_dir=mri_phantoms, output_dir=tmp_path, **settings)
+    last = torch.load(tmp_path / "checkpoints" / "last.pt", weights_only=True)
+    assert last["trainer"]["iteration"] == 4 and last["optimizer"]["state"][0]["step"] == 2
 
 
 def test_evaluation_writes_the_retrieval_of_every_pair(run_bundle, mri_phantoms, pretrained, tmp_path):

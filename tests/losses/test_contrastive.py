@@ -42,6 +42,16 @@ def test_loss_and_gradient_equal_the_slow_definition(negatives, chunk):
         assert torch.allclose(ours, theirs, atol=1e-12)
 
 
+def test_a_scan_without_a_common_voxel_changes_nothing():
+    first, second = unit(3, 4, 8, seed=1).requires_grad_(), unit(3, 4, 8, seed=2)
+    valid = torch.tensor([[True] * 4, [False] * 4, [True] * 4])
+    loss = InfoNCE()(first, second, valid, torch.tensor([1, 2, 3]))
+    expected = slow_info_nce(first, second, 0.1, [[(n, v) for v in range(4)] for n in (0, 2)])
+    assert torch.allclose(loss, expected, rtol=1e-12)
+    (gradient,) = torch.autograd.grad(loss, first)
+    assert torch.isfinite(gradient).all() and (gradient[1] == 0).all()
+
+
 def test_padding_rows_have_no_gradient():
     first, second = unit(2, 4, 8).requires_grad_(), unit(2, 4, 8, seed=5)
     valid = torch.tensor([[True, True, False, False], [True, True, True, True]])
@@ -56,12 +66,13 @@ def test_no_voxel_at_all_gives_zero_and_can_be_differentiated():
     assert loss.item() == 0 and (first.grad == 0).all()
 
 
-def test_float32_gradient_stays_close_to_float64_at_a_thousand_voxels():
-    first, second = unit(1, 1024, 32, seed=3), unit(1, 1024, 32, seed=4)
+@pytest.mark.parametrize("negatives", ["scan", "batch"])
+def test_float32_gradient_stays_close_to_float64_at_thousands_of_voxels(negatives):
+    first, second = unit(3, 1024, 32, seed=3), unit(3, 1024, 32, seed=4)
     gradients = []
     for dtype in (torch.float64, torch.float32):
         x = first.to(dtype).clone().requires_grad_()
-        InfoNCE()(x, second.to(dtype)).backward()
+        InfoNCE(negatives=negatives)(x, second.to(dtype)).backward()
         gradients.append(x.grad.double())
     assert (gradients[0] - gradients[1]).norm() / gradients[0].norm() < 1e-5
 

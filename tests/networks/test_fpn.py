@@ -80,3 +80,38 @@ def test_a_single_scale_is_a_network_too():
 def test_sizes_below_one_are_refused():
     with pytest.raises(ValueError, match="at least 1"):
         FPN3d(1, 8, 0)
+
+
+def test_checkpointing_changes_neither_the_result_nor_the_gradients_nor_the_running_statistics():
+    image = torch.randn(2, 1, 13, 8, 9, generator=torch.Generator().manual_seed(0))
+    found = []
+    for checkpointing in (False, True):
+        torch.manual_seed(0)
+        network = FPN3d(base_channels=4, num_scales=3)
+        network.set_checkpointing(checkpointing)
+        pyramid = network(image)
+        sum((features**2).sum() for features in pyramid).backward()
+        gradients = {name: parameter.grad for name, parameter in network.named_parameters()}
+        found.append((dict(enumerate(pyramid)), gradients, network.state_dict()))
+    for plain, checkpointed in zip(*found, strict=True):
+        assert plain.keys() == checkpointed.keys()
+        assert all(torch.equal(plain[key], checkpointed[key]) for key in plain)
+    assert found[1][2]["bottom_block.layers.0.layers.0.num_batches_tracked"] == 1
+
+
+def test_checkpointing_keeps_less_than_half_of_the_activations():
+    def kept(checkpointing):
+        network = FPN3d(base_channels=4, num_scales=3)
+        network.set_checkpointing(checkpointing)
+        sizes = {}
+
+        def note(tensor):
+            sizes[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+            pyramid = network(torch.randn(1, 1, 16, 16, 16))
+        del pyramid
+        return sum(sizes.values())
+
+    assert kept(True) < kept(False) / 2

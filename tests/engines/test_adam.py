@@ -1,0 +1,58 @@
+import copy
+
+import torch
+import torch.nn.functional as F
+from ignite.engine import Engine
+
+from custom_components.engines import FusedAdam
+from custom_components.handlers import GradientClipping
+
+
+def train(network, optimizer, steps, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        F.mse_loss(network(torch.randn(8, 5, generator=generator)), torch.ones(8, 3)).backward()
+        optimizer.step()
+    return torch.cat([p.detach().flatten() for p in network.parameters()])
+
+
+def test_it_takes_the_steps_of_adam():
+    torch.manual_seed(0)
+    network = torch.nn.Linear(5, 3)
+    other = copy.deepcopy(network)
+    ours = train(network, FusedAdam(network.parameters(), 1e-2), 50)
+    theirs = train(other, torch.optim.Adam(other.parameters(), 1e-2, foreach=False), 50)
+    assert torch.allclose(ours, theirs, atol=1e-5)
+
+
+def test_it_goes_on_from_an_adam_that_is_not_fused_and_stays_fused():
+    torch.manual_seed(0)
+    network = torch.nn.Linear(5, 3)
+    plain = torch.optim.Adam(network.parameters(), 1e-2, foreach=False)
+    train(network, plain, 5)
+    other = copy.deepcopy(network)
+    fused = FusedAdam(other.parameters(), 3.0)
+    fused.load_state_dict(copy.deepcopy(plain.state_dict()))
+    assert fused.param_groups[0]["fused"] is True and fused.param_groups[0]["lr"] == 1e-2
+    assert torch.allclose(train(other, fused, 5, seed=1), train(network, plain, 5, seed=1), atol=1e-5)
+
+
+def test_clipping_is_the_same_where_mixed_precision_leaves_unscaling_to_the_optimiser():
+    found = []
+    for scaled in (False, True):
+        torch.manual_seed(0)
+        network = torch.nn.Linear(5, 3)
+        optimizer = FusedAdam(network.parameters(), 1e-2, eps=1.0)  # so that the size of the gradient matters
+        scaler = torch.amp.GradScaler("cpu", enabled=scaled)
+
+        def step(engine, batch, network=network, optimizer=optimizer, scaler=scaler):
+            scaler.scale(F.mse_loss(network(torch.ones(8, 5)), torch.full((8, 3), 9.0))).backward()
+            scaler.step(optimizer)
+
+        engine = Engine(step)
+        engine.optimizer = optimizer
+        GradientClipping(0.01).attach(engine)
+        engine.run([0])
+        found.append(torch.cat([p.detach().flatten() for p in network.parameters()]))
+    assert torch.allclose(found[0], found[1], rtol=1e-6)
