@@ -68,7 +68,7 @@ def ablation(
     counts = [None if count == "all" else int(count) for count in _listed(num_labelled)]
     backbones = {UNTRAINED: None, **files}
     cells = make_cells(folder, backbones, counts, _listed(heads), [int(seed) for seed in _listed(seeds)])
-    limits = {head: {"cache_dir": output / "cache"} for head in _listed(heads)}
+    limits: dict[str, dict[str, Any]] = {head: {"cache_dir": output / "cache"} for head in _listed(heads)}
     for head, count in (steps or {}).items():
         limits.setdefault(head, {})["max_steps"] = count
     failed = run_cells(cells, output, {"dataset_dir": dataset_dir, **settings}, limits, jobs)

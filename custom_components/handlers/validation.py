@@ -16,7 +16,8 @@ class EarlyValidation(ValidationHandler):
     figures of the untrained network, and the network at the end takes part in the choice of the best. MONAI's
     `exec_at_start` validates twice over, because it counts from epoch 0.
 
-    Nothing happens where there are no validation scans. Random transforms of the validation are seeded anew each time, so that all validations see the same crops.
+    Nothing happens where there are no validation scans. Random transforms of the validation are seeded anew each time,
+    so that all validations see the same crops.
 
     Args:
         validator: the evaluator.

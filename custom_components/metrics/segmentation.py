@@ -75,7 +75,8 @@ class SegmentationScores(Metric):
     def iteration_completed(self, engine: Any) -> None:
         for item, output in zip(engine.state.batch, engine.state.output):
             # an annotator's scans have no names
-            self.update({"case": item.get("case", f"scan {len(self.rows) // len(self.class_names) + 1}"), "annotated": item.get("annotated"), **output})
+            case = item.get("case", f"scan {len(self.rows) // len(self.class_names) + 1}")
+            self.update({"case": case, "annotated": item.get("annotated"), **output})
 
     def update(self, output: dict[str, Any]) -> None:
         """Score one case."""

@@ -55,6 +55,38 @@ def test_every_override_trains_and_only_a_probe_keeps_the_backbone(
         assert len(rows_of(tmp_path / "metrics.csv")) == len(PHANTOM_CLASSES)
 
 
+def test_a_quick_probe_fits_the_head_alone(run_bundle, mri_phantoms, pretrained, tmp_path):
+    settings = {**SMALL, **SHORT, **CLASSES, "pretrained": pretrained / "model.pt", "num_labelled": 2}
+    run_bundle(BUNDLE, "train", run_id="quick_probe", dataset_dir=mri_phantoms, output_dir=tmp_path, **settings)
+    before, after = (load_backbone(folder / "model.pt").state_dict() for folder in (pretrained, tmp_path))
+    assert all(torch.equal(before[key], after[key]) for key in before)
+    assert json.loads((tmp_path / "model.json").read_text())["selection"] == "linear probe"
+
+
+@pytest.mark.parametrize("run_id", ["run", "fine_tune"])
+def test_an_annotators_request_trains_the_network_in_use_on_classes_of_ones_own(
+    run_bundle, mri_phantoms, segmenter, tmp_path, run_id
+):
+    weights, items = tmp_path / "models" / "model.pt", []
+    weights.parent.mkdir()
+    for file in ("model.pt", "model.json"):
+        (weights.parent / file).write_bytes((segmenter / file).read_bytes())
+    for image in sorted((mri_phantoms / "imagesTr").iterdir())[:2]:
+        label = nib.load(mri_phantoms / "labelsTr" / image.name)
+        voxels = np.asarray(label.dataobj).astype(np.uint8)
+        voxels[voxels == 0] = np.where(np.indices(voxels.shape)[2] < 3, 8, 0)[voxels == 0]
+        nib.save(nib.Nifti1Image(voxels, label.affine), tmp_path / image.name)
+        items.append({"image": str(image), "label": str(tmp_path / image.name)})
+    # what MONAI Label overrides
+    request = {"train#dataset#data": items, "validate#dataset#data": [], "train#trainer#max_epochs": 1}
+    small = {**SMALL, **SHORT, **CLASSES, "weights": weights, "output_dir": tmp_path / "annotation"}
+    run_bundle(BUNDLE, "train", run_id=run_id, dataset_dir="nowhere", **small, **request)
+    state, released = (torch.load(weights.with_name(name)) for name in ("model.pt", "released.pt"))
+    assert state["head.layers.0.bias"].shape == (8,) and released["head.layers.0.bias"].shape == (6,)
+    kept = all(torch.equal(state[key], value) for key, value in released.items() if key.startswith("backbone."))
+    assert kept == (run_id == "run")
+
+
 def test_evaluation_scores_every_case_and_class(run_bundle, mri_phantoms, segmenter, tmp_path):
     settings = {**SMALL, **CLASSES, "dataset_dir": mri_phantoms, "weights": segmenter / "model.pt"}
     run_bundle(BUNDLE, "evaluate", output_dir=tmp_path / "test", **settings)
@@ -64,6 +96,23 @@ def test_evaluation_scores_every_case_and_class(run_bundle, mri_phantoms, segmen
     assert len({row["case"] for row in every}) == 6 and len(every) == 36
     assert len({row["case"] for row in held_out}) == 1
     assert [row for row in every if row["case"] == held_out[0]["case"]] == held_out
+
+
+@pytest.mark.parametrize(
+    "settings", [{"backend": "openvino"}, {"tile_size": [24, 16, 40], "overlap": 0.5}, {"air": 0.0}]
+)
+def test_a_scan_may_be_run_by_openvino_in_tiles_and_without_air(
+    run_bundle, mri_phantoms, segmenter, tmp_path, settings
+):
+    if settings.get("backend") == "openvino":
+        pytest.importorskip("openvino")
+    common = {**SMALL, **CLASSES, "dataset_dir": mri_phantoms, "weights": segmenter / "model.pt"}
+    run_bundle(BUNDLE, "evaluate", output_dir=tmp_path / "whole", **common)
+    run_bundle(BUNDLE, "evaluate", output_dir=tmp_path / "other", **common, **settings)
+    whole, other = ([row["dice"] for row in rows_of(tmp_path / name / "metrics.csv")] for name in ("whole", "other"))
+    assert len(other) == len(PHANTOM_CLASSES)
+    if settings.get("backend") == "openvino":
+        assert [float(dice) for dice in other] == pytest.approx([float(dice) for dice in whole], abs=1e-3)
 
 
 def test_a_class_that_is_not_annotated_is_not_scored(run_bundle, mri_phantoms, segmenter, tmp_path):

@@ -1,0 +1,98 @@
+"""A network in a form that computes the same, to rounding, in less time; for inference only."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from custom_components.errors import InputError
+
+from .openvino_network import OpenVINONetwork
+
+BACKENDS = ("torch", "openvino")
+
+
+def fold_batch_norm(network: nn.Module) -> nn.Module:
+    """A copy, in evaluation mode, in which each batch norm that directly follows a convolution is part of it.
+
+    "Directly" means next to it in an `nn.Sequential`, as the second norm of a pre-activation residual block is; the
+    first one follows the sum of a block and its skip, and stays.
+    """
+    folded = copy.deepcopy(network).eval()
+    for layers in _sequences(folded):
+        for i, (convolution, norm) in enumerate(zip(list(layers), list(layers)[1:])):
+            if isinstance(convolution, nn.Conv3d) and isinstance(norm, nn.BatchNorm3d) and norm.track_running_stats:
+                layers[i], layers[i + 1] = fuse_conv_bn_eval(convolution, norm), nn.Identity()
+    return folded
+
+
+def fast_network(network: nn.Module, backend: str = "torch") -> nn.Module:
+    """A copy in evaluation mode that computes the same to rounding and cannot be trained.
+
+    "torch": batch norms folded, ReLUs in place, every convolution on CPUs by oneDNN, channels last in memory.
+    "openvino": compiled by OpenVINO, on CPUs only; see `OpenVINONetwork`.
+
+    Raises:
+        InputError: an unknown backend; OpenVINO is not installed, or the network is not on the CPU.
+    """
+    if backend not in BACKENDS:
+        raise InputError(f"backend must be one of {', '.join(BACKENDS)}, but is {backend!r}")
+    if backend == "openvino":
+        return OpenVINONetwork(fold_batch_norm(network).requires_grad_(False))
+    fast = copy.deepcopy(network)
+    for layers in _sequences(fast):
+        for i, (before, activation) in enumerate(zip(list(layers), list(layers)[1:])):
+            # what a norm or a convolution gives is needed by nobody else
+            if isinstance(activation, nn.ReLU) and isinstance(before, (nn.BatchNorm3d, nn.Conv3d)):
+                layers[i + 1] = nn.ReLU(inplace=True)
+    fast = fold_batch_norm(fast).requires_grad_(False)
+    if torch.backends.mkldnn.is_available():
+        for module in fast.modules():
+            if type(module) is nn.Conv3d and module.padding_mode == "zeros" and not isinstance(module.padding, str):
+                module.__class__ = OneDNNConv3d  # the same state, another forward
+    return fast.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+
+
+class FastNetworks:
+    """Keeps the fast form of the network that was used last, and makes it anew when a weight changed."""
+
+    def __init__(self, backend: str = "torch") -> None:
+        self.backend = backend
+        self._network: nn.Module | None = None
+        self._tensors: list[Tensor] = []
+        self._versions: list[int] = []
+        self._fast: nn.Module | None = None
+
+    def of(self, network: nn.Module) -> nn.Module:
+        """`fast_network` of it; raises the same."""
+        tensors = list(network.state_dict(keep_vars=True).values())
+        # PyTorch counts the changes of a tensor, except in inference mode
+        versions = [0 if tensor.is_inference() else tensor._version for tensor in tensors]
+        kept = network is self._network and versions == self._versions
+        if not kept or any(new is not old for new, old in zip(tensors, self._tensors, strict=True)):
+            self._fast = fast_network(network, self.backend)
+            self._network, self._tensors, self._versions = network, tensors, versions
+        assert self._fast is not None
+        return self._fast
+
+
+class OneDNNConv3d(nn.Conv3d):
+    """A convolution that is computed by oneDNN on CPUs whatever its size.
+
+    `nn.Conv3d` takes a generic path, up to ten times slower, where a batch of one is small within a slice or, with one
+    thread, where the kernel is 1x1x1.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - the name in nn.Conv3d
+        if input.device.type != "cpu" or input.dtype != torch.float32 or self.weight.dtype != torch.float32:
+            return super().forward(input)
+        padding: Any = self.padding
+        return torch.mkldnn_convolution(input, self.weight, self.bias, padding, self.stride, self.dilation, self.groups)
+
+
+def _sequences(network: nn.Module) -> list[nn.Sequential]:
+    return [module for module in network.modules() if isinstance(module, nn.Sequential)]

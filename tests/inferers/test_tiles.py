@@ -1,0 +1,205 @@
+import itertools
+import math
+
+import pytest
+import torch
+from monai.data import MetaTensor
+from monai.data.utils import dense_patch_slices
+from monai.inferers import SlidingWindowInferer
+
+from custom_components.errors import InputError
+from custom_components.inferers import TiledInferer, choose_tile, tiles
+from custom_components.networks import SegmentationNetwork
+from custom_components.transforms.restore import logits_to_label
+
+
+class Recorder:
+    """A network that gives its input, and remembers the sizes of what it was called with."""
+
+    def __init__(self):
+        self.sizes = []
+
+    def __call__(self, tile):
+        self.sizes.append(tuple(tile.shape[2:]))
+        return tile.clone()
+
+
+def segmentation_network(seed=0):
+    torch.manual_seed(seed)
+    return SegmentationNetwork(3, base_channels=4, num_scales=3).eval()
+
+
+def blobs(size, *boxes):
+    """Zeros, and random positive values inside the boxes."""
+    image = torch.zeros(1, 1, *size)
+    for box in boxes:
+        image[(..., *box)] = 0.1 + torch.rand(image[(..., *box)].shape)
+    return image
+
+
+def box(*ranges):
+    return tuple(slice(*r) for r in ranges)
+
+
+@pytest.mark.parametrize("tile", ["auto", (8, 8, 8), (16, 8, 24), (11, 9, 13)])
+@pytest.mark.parametrize("size", [(1, 1, 1), (7, 8, 9), (40, 17, 9), (33, 20, 64), (8, 8, 50)])
+def test_a_network_that_gives_its_input_gives_the_scan(size, tile):
+    image = torch.stack(torch.meshgrid(*(torch.arange(float(length)) for length in size), indexing="ij"))[None]
+    logits = TiledInferer((8, 8, 8), tile)(image, Recorder())
+    assert torch.allclose(logits, image, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("size", "tile"), [((40, 33, 50), (24, 16, 32)), ((20, 40, 9), (16, 16, 16)), ((9, 7, 5), (16,) * 3)]
+)
+def test_tiles_give_what_monai_s_sliding_window_gives(size, tile):
+    network, image = segmentation_network(), torch.rand(2, 1, *size)
+    crop = tuple(min(16, t) for t in tile)
+    with torch.no_grad():
+        # MONAI pads up to the window, so that no window may be larger than the scan where the crop is not
+        window = tuple(max(c, min(t, s)) for c, t, s in zip(crop, tile, size))
+        expected = SlidingWindowInferer(window, 4, overlap=0.25, mode="gaussian")(image, network)
+    assert torch.allclose(TiledInferer(crop, tile)(image, network), expected, atol=1e-5)
+
+
+def test_a_scan_that_fits_the_memory_is_run_once_and_whole():
+    network, image = segmentation_network(), torch.rand(1, 1, 37, 20, 51)
+    recorder = Recorder()
+    TiledInferer((16, 16, 16))(image, recorder)
+    assert recorder.sizes == [(37, 20, 51)]
+    with torch.no_grad():
+        assert torch.allclose(TiledInferer((16, 16, 16))(image, network), network(image), atol=1e-5)
+
+
+def test_a_scan_smaller_than_the_training_crop_is_padded_on_both_sides():
+    image, recorder = torch.rand(1, 1, 5, 30, 8) + 1, Recorder()
+    seen = []
+    logits = TiledInferer((8, 16, 16))(image, lambda tile: seen.append(tile) or recorder(tile))
+    assert torch.equal(logits, image) and recorder.sizes == [(8, 30, 16)]
+    assert torch.equal(seen[0][:, :, 1:6, :, 4:12], image) and (seen[0] > 0).sum() == image.numel()
+
+
+@pytest.mark.parametrize("overlap", [0.0, 0.25, 0.5])
+@pytest.mark.parametrize("size", [(40, 40, 40), (100, 40, 30), (17, 90, 64)])
+@pytest.mark.parametrize("voxels", [1, 9_000, 40_000, 10**9])
+def test_the_tile_is_that_of_all_in_the_budget_with_which_the_fewest_voxels_are_computed(size, voxels, overlap):
+    least, multiple = (16, 16, 16), 8
+
+    def computed(tile):
+        # half a crop, which is 8 voxels, is the least overlap
+        step = [t if t == s else max(1, min(int(t * (1 - overlap)), t - 8)) for t, s in zip(tile, size)]
+        return len(dense_patch_slices(size, tile, step)) * math.prod(tile)
+
+    every = [sorted({*range(16, length, multiple), length}) for length in size]
+    costs = [computed(tile) for tile in itertools.product(*every) if math.prod(tile) <= voxels]
+    tile = choose_tile(size, least, multiple, overlap, voxels)
+    assert computed(tile) == min(costs, default=computed(least))
+    assert math.prod(tile) <= max(voxels, math.prod(least))
+    assert all(t == s or t % multiple == 0 for t, s in zip(tile, size))
+
+
+def test_the_memory_at_hand_decides_on_the_tile(monkeypatch):
+    image = torch.rand(1, 1, 64, 32, 32)
+    for free, expected in ((2 * 65_536 * 100, (64, 32, 32)), (2 * 65_535 * 100, (40, 32, 32)), (1, (16, 16, 16))):
+        monkeypatch.setattr(tiles, "free_memory", lambda device, free=free: free)
+        recorder = Recorder()
+        TiledInferer((16, 16, 16), multiple=8, bytes_per_voxel=100, memory_share=0.5)(image, recorder)
+        assert set(recorder.sizes) == {expected}
+
+
+def test_a_device_that_runs_out_of_memory_gets_smaller_tiles():
+    recorder = Recorder()
+
+    def network(tile):
+        if tile.numel() > 20_000:
+            raise torch.OutOfMemoryError
+        return recorder(tile)
+
+    image = torch.rand(1, 1, 48, 48, 48)
+    assert torch.allclose(TiledInferer((16, 16, 16), multiple=8)(image, network), image, atol=1e-6)
+    assert 4096 < math.prod(recorder.sizes[0]) <= 20_000
+    with pytest.raises(torch.OutOfMemoryError):
+        TiledInferer((32, 32, 32), multiple=8)(image, network)
+
+
+def test_only_the_box_around_what_is_not_air_is_run():
+    image = blobs((64, 60, 50), box((20, 30), (3, 41), (44, 50)))
+    recorder = Recorder()
+    logits = TiledInferer((8, 8, 8), air=0, multiple=8)(image, recorder)
+    inside = box((8, 40), (0, 56), (32, 50))  # a margin of one multiple, but not beyond the scan
+    assert recorder.sizes == [(32, 56, 18)]
+    assert torch.equal(logits[(..., *inside)], image[(..., *inside)])
+    logits[(..., *inside)] = -20
+    assert (logits == -20).all()
+
+
+def test_tiles_of_air_are_not_run_and_stand_for_no_class():
+    size, tile = (64, 64, 40), (16, 16, 16)
+    image = blobs(size, box((0, 9), (1, 10), (2, 8)), box((60, 64), (50, 64), (33, 40)))
+    recorder = Recorder()
+    logits = TiledInferer(tile, tile, air=0)(image, recorder)
+    covered, count = torch.zeros(size, dtype=torch.bool), 0
+    for place in dense_patch_slices(size, tile, (12, 12, 12)):
+        if image[(0, 0, *place)].max() > 0:
+            covered[place], count = True, count + 1
+    assert len(recorder.sizes) == count < len(dense_patch_slices(size, tile, (12, 12, 12)))
+    # where a tile that was run meets one that was not, it alone decides
+    assert torch.allclose(logits[0, 0][covered], image[0, 0][covered], atol=1e-6)
+    assert (logits[0, 0][~covered] == -20).all() and (~covered).any()
+    assert (logits_to_label(logits[0])[0][~covered] == 0).all()
+
+
+def test_a_scan_of_nothing_but_air_costs_one_crop_and_has_every_class():
+    network, sizes = segmentation_network(), []
+    network.register_forward_pre_hook(lambda module, inputs: sizes.append(tuple(inputs[0].shape[2:])))
+    logits = TiledInferer((16, 16, 16), air=0)(torch.zeros(1, 1, 40, 40, 10), network)
+    assert sizes == [(16, 16, 16)] and logits.shape == (1, 3, 40, 40, 10)
+    assert (logits[..., 16:, :, :] == -20).all()
+
+
+def test_without_air_everything_is_run():
+    recorder = Recorder()
+    logits = TiledInferer((8, 8, 8), (8, 8, 8))(torch.zeros(1, 1, 16, 16, 16), recorder)
+    assert len(recorder.sizes) == 27 and (logits == 0).all()
+
+
+def test_metadata_and_type_of_the_scan_are_kept():
+    image = MetaTensor(torch.rand(1, 1, 9, 9, 9), affine=torch.eye(4) * 2, meta={"filename_or_obj": "a.nii.gz"})
+    logits = TiledInferer((8, 8, 8))(image, lambda tile: tile.half())
+    assert logits.dtype == torch.float32 and torch.equal(logits.affine, image.affine)
+    assert logits.meta["filename_or_obj"] == "a.nii.gz"
+    assert TiledInferer((8, 8, 8), (8, 8, 8))(image, lambda tile: tile.half()).dtype == torch.float32
+
+
+def test_new_weights_are_used_and_unchanged_ones_are_not_prepared_again():
+    inferer, image = TiledInferer((16, 16, 16)), torch.rand(1, 1, 20, 20, 20)
+    network = segmentation_network()
+    with torch.no_grad():
+        first = inferer(image, network)
+        prepared = inferer._fast.of(network)
+        assert inferer._fast.of(network) is prepared
+        network.load_state_dict(segmentation_network(seed=1).state_dict())
+        second = inferer(image, network)
+        assert torch.allclose(second, network(image), atol=1e-5) and not torch.allclose(first, second, atol=1e-3)
+        network.head = segmentation_network(seed=2).head
+        assert torch.allclose(inferer(image, network), network(image), atol=1e-5)
+        other = segmentation_network(seed=3)
+        assert torch.allclose(inferer(image, other), other(image), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"overlap": 1.0}, "overlap must be at least 0 and smaller than 1, but is 1.0"),
+        ({"tile_size": "large"}, "tile_size must be auto or three sizes in voxels, but is 'large'"),
+        ({"tile_size": [64, 64]}, "tile_size must be auto or three sizes"),
+    ],
+)
+def test_impossible_settings_are_told(settings, message):
+    with pytest.raises(InputError, match=message):
+        TiledInferer((8, 8, 8), **settings)
+
+
+def test_an_unknown_backend_is_told():
+    with pytest.raises(InputError, match="backend must be one of torch, openvino, but is 'onnx'"):
+        TiledInferer((16, 16, 16), backend="onnx")(torch.rand(1, 1, 16, 16, 16), segmentation_network())
