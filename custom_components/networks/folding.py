@@ -11,6 +11,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from custom_components.errors import InputError
 
+from .fpn import ResidualStack
 from .openvino_network import OpenVINONetwork
 
 BACKENDS = ("torch", "openvino")
@@ -33,7 +34,7 @@ def fold_batch_norm(network: nn.Module) -> nn.Module:
 def fast_network(network: nn.Module, backend: str = "torch") -> nn.Module:
     """A copy in evaluation mode that computes the same to rounding and cannot be trained.
 
-    "torch": batch norms folded, ReLUs in place, every convolution on CPUs by oneDNN, channels last in memory.
+    "torch": batch norms folded, ReLUs and sums in place, every convolution on CPUs by oneDNN, channels last in memory.
     "openvino": compiled by OpenVINO, on CPUs only; see `OpenVINONetwork`.
 
     Raises:
@@ -50,11 +51,23 @@ def fast_network(network: nn.Module, backend: str = "torch") -> nn.Module:
             if isinstance(activation, nn.ReLU) and isinstance(before, (nn.BatchNorm3d, nn.Conv3d)):
                 layers[i + 1] = nn.ReLU(inplace=True)
     fast = fold_batch_norm(fast).requires_grad_(False)
+    for module in fast.modules():
+        if type(module) is ResidualStack:
+            module.__class__ = InPlaceStack  # the same state, another forward
     if torch.backends.mkldnn.is_available():
         for module in fast.modules():
             if type(module) is nn.Conv3d and module.padding_mode == "zeros" and not isinstance(module.padding, str):
-                module.__class__ = OneDNNConv3d  # the same state, another forward
+                module.__class__ = OneDNNConv3d
     return fast.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+
+
+class InPlaceStack(ResidualStack):
+    """Residual blocks that add to their input, which in `FPN3d` nobody else needs: less memory, and less time."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        for block in self.layers:
+            x += block.layers(x)  # type: ignore[operator]
+        return x
 
 
 class FastNetworks:

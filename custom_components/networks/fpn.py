@@ -155,10 +155,12 @@ class FPN3d(nn.Module):
         x = self.bottom_block(x)
         pyramid = [x]
         for up, skip, right in zip(self.up_blocks, self.skip_blocks, self.right_blocks):
+            # at full resolution these are the largest tensors there are: none lives longer than it is needed
             finer = left.pop()
-            x = upsample_to(up(x), finer.shape[2:]) + skip(finer)
-            del finer  # the largest tensors there are: without it, inference needs a fifth more memory
-            x = right(x)
+            size, merged = finer.shape[2:], skip(finer)
+            del finer
+            merged += upsample_to(up(x), size)
+            x = right(merged)
             pyramid.insert(0, x)
         return pyramid
 
