@@ -53,6 +53,8 @@ def benchmark(
         raise InputError(f"{unknown[0]}: is no section; the sections are {', '.join(SECTIONS)}")
     if not isinstance(quick, bool):
         raise InputError(f"quick: takes no value but got {quick}; name the sections before it")
+    if isinstance(json, bool):
+        raise InputError("json: needs the name of a file; write --json out/benchmark.json")
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     if device not in ("cpu", "cuda"):
         raise InputError(f"device: must be cpu or cuda but is {device}")

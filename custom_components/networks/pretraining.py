@@ -132,12 +132,14 @@ class DenseSSLNetwork(nn.Module):
 
     def embed(self, pyramid: Sequence[Tensor], voxels: Tensor) -> Tensor:
         """Contrastive embeddings `(N, V, E)` at voxels `(N, V, 3)`; padding rows (-1) stay out of the statistics."""
-        vectors = features_at(pyramid, voxels)
-        if self.projection is not None:
-            vectors = self.projection.project_vectors(vectors)
-        joined = torch.cat(vectors, dim=-1)
         valid = voxels[..., 0] >= 0
-        found = self.projector(joined[valid])
+        found = self.embed_vectors([vectors[valid] for vectors in features_at(pyramid, voxels)])
         embeddings = found.new_zeros(*valid.shape, found.shape[-1])
         embeddings[valid] = found
         return embeddings
+
+    def embed_vectors(self, vectors: Sequence[Tensor]) -> Tensor:
+        """Contrastive embeddings `(M, E)` of the backbone's vectors `(M, C_i)` of each scale at M voxels."""
+        if self.projection is not None:
+            vectors = self.projection.project_vectors(vectors)
+        return self.projector(torch.cat(list(vectors), dim=-1))

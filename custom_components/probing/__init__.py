@@ -1,7 +1,8 @@
-"""Linear probing in seconds: a frozen backbone's feature vectors at sampled voxels, and the head that fits them."""
+"""What a frozen backbone's features at sampled voxels are worth, in seconds: linear probing and label transfer."""
 
 from .linear import fit_linear_head
 from .probe import LinearProbe
+from .transfer import LabelTransfer
 from .vectors import VoxelVectors, sample_voxels, vectors_at
 
-__all__ = ["LinearProbe", "VoxelVectors", "fit_linear_head", "sample_voxels", "vectors_at"]
+__all__ = ["LabelTransfer", "LinearProbe", "VoxelVectors", "fit_linear_head", "sample_voxels", "vectors_at"]

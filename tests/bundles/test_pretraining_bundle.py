@@ -9,6 +9,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from custom_components import load_backbone
+from custom_components.data import PHANTOM_CLASSES
 
 from .conftest import SHORT, SMALL
 
@@ -119,3 +120,13 @@ def test_features_are_written_on_the_resampled_grid_of_the_scan(run_bundle, mri_
     ]
     assert np.abs(corners[0] - corners[1]).max() <= 4  # the same centre to half a voxel of 8 mm
     assert np.isfinite(np.asarray(features.dataobj)).all()
+
+
+def test_label_transfer_tells_the_dice_of_every_class_between_patients(run_bundle, mri_phantoms, pretrained, tmp_path):
+    settings = {**SMALL, "dataset_dir": mri_phantoms, "output_dir": tmp_path, "weights": pretrained / "model.pt"}
+    run_bundle(BUNDLE, "evaluate", **settings, split="all", sources=2, run_id="label_transfer")
+    with open(tmp_path / "label_transfer.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 6 * 2 * len(PHANTOM_CLASSES)
+    assert all(row["case"] != row["source"] and 0 <= float(row["dice"]) <= 1 for row in rows)
+    assert not (tmp_path / "retrieval.csv").exists()
