@@ -61,7 +61,28 @@ class LinearProbe:
         self.seed, self.validator, self.settings = seed, validator, dict(settings or {})
 
     def run(self) -> None:
-        """Read or make the vectors, fit the head, write the weights; then validate.
+        """Fit the head, write the weights; then validate.
+
+        Raises:
+            ValueError: where the head is not linear.
+        """
+        start, commit = time.monotonic(), git_commit()
+        self.fit()
+        device = next(self.network.parameters()).device
+        record = training_record(commit, 0, time.monotonic() - start, device)
+        save_weights(self.network, self.path, {**self.settings, **record, "selection": "linear probe"})
+        logger.info("wrote %s", self.path)
+        if self.validator is not None and len(self.validator.data_loader.dataset):
+            self.validator.run()
+
+    def fit(self, max_scans: int | None = None) -> SegmentationNetwork:
+        """Read or make the vectors and fit the head, as the whole of a probe or as the start of a fine-tuning.
+
+        Args:
+            max_scans: uses the first ones only; None uses all.
+
+        Returns:
+            The network.
 
         Raises:
             ValueError: where the head is not linear.
@@ -70,23 +91,18 @@ class LinearProbe:
         head = self.network.head
         if not isinstance(head, LinearHead):
             raise ValueError(f"LinearProbe: the head must be linear but is {type(head).__name__}")
-        expected = len(self.dataset) * (self.network.num_classes * self.per_class + 2 * self.background)
+        scans = len(self.dataset) if max_scans is None else min(max_scans, len(self.dataset))
+        expected = scans * (self.network.num_classes * self.per_class + 2 * self.background)
         share = min(1.0, self.max_vectors / max(expected, 1))
         counts = max(int(self.per_class * share), 1), max(int(self.background * share), 1)
-        commit = git_commit()
         self.network.eval()
         backbone = _hash_of(self.network.backbone)
-        bar = tqdm(range(len(self.dataset)), desc="feature vectors", unit="scan")
+        bar = tqdm(range(scans), desc="feature vectors", unit="scan")
         data = VoxelVectors.joined([self._vectors(index, backbone, *counts) for index in bar])
-        device = next(self.network.parameters()).device
-        loss = fit_linear_head(head, data.to(device))
+        loss = fit_linear_head(head, data.to(next(self.network.parameters()).device))
         seconds = time.monotonic() - start
-        logger.info("linear probe: %d vectors of %d scans, loss %.3f, %.1f s", len(data), len(bar), loss, seconds)
-        record = training_record(commit, 0, seconds, device)
-        save_weights(self.network, self.path, {**self.settings, **record, "selection": "linear probe"})
-        logger.info("wrote %s", self.path)
-        if self.validator is not None and len(self.validator.data_loader.dataset):
-            self.validator.run()
+        logger.info("linear probe: %d vectors of %d scans, loss %.3f, %.1f s", len(data), scans, loss, seconds)
+        return self.network
 
     def _vectors(self, index: int, backbone: str, per_class: int, background: int) -> VoxelVectors:
         settings = f"{backbone} {per_class} {background} {self.seed}"

@@ -64,6 +64,18 @@ def test_a_quick_probe_fits_the_head_alone(run_bundle, mri_phantoms, pretrained,
     assert json.loads((tmp_path / "model.json").read_text())["selection"] == "linear probe"
 
 
+@pytest.mark.parametrize("start", ["probe", "random"])
+def test_fine_tuning_starts_from_the_head_of_the_quick_probe(run_bundle, mri_phantoms, pretrained, tmp_path, start):
+    settings = {**SMALL, **SHORT, **CLASSES, "pretrained": pretrained / "model.pt", "num_labelled": 2}
+    still = {"learning_rate": 0.0, "backbone_learning_rate": 0.0, "head_start": start}
+    for name, more in (("quick", {"run_id": "quick_probe"}), ("tuned", still)):
+        run_bundle(BUNDLE, "train", dataset_dir=mri_phantoms, output_dir=tmp_path / name, **settings, **more)
+    probed, tuned = (torch.load(tmp_path / name / "model.pt", weights_only=True) for name in ("quick", "tuned"))
+    heads = [key for key in probed if key.startswith("head.")]
+    assert heads and all(torch.equal(probed[key], tuned[key]) for key in heads) == (start == "probe")
+    assert json.loads((tmp_path / "tuned" / "model.json").read_text())["head_start"] == start
+
+
 @pytest.mark.parametrize("run_id", ["run", "fine_tune"])
 def test_an_annotators_request_trains_the_network_in_use_on_classes_of_ones_own(
     run_bundle, mri_phantoms, segmenter, tmp_path, run_id

@@ -62,3 +62,14 @@ def test_a_nonlinear_head_is_refused(dataset, tmp_path):
     network = network_for(dataset, head="nonlinear")
     with pytest.raises(ValueError, match="must be linear but is NonLinearHead"):
         LinearProbe(network, dataset, tmp_path / "model.pt", tmp_path).run()
+
+
+def test_the_start_of_a_fine_tuning_may_read_only_the_first_scans(dataset, tmp_path, monkeypatch):
+    made = []
+    original = probe.vectors_at
+    monkeypatch.setattr(probe, "vectors_at", lambda *args: made.append(1) or original(*args))
+    network = network_for(dataset)
+    before = network.head.layers[0].bias.clone()
+    fitted = LinearProbe(network, dataset, tmp_path / "model.pt", tmp_path).fit(max_scans=1)
+    assert fitted is network and len(made) == 1 and not torch.equal(before, network.head.layers[0].bias)
+    assert not (tmp_path / "model.pt").exists()
