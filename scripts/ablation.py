@@ -16,6 +16,7 @@ from custom_components.errors import InputError
 from custom_components.evidence import (
     ROWS,
     UNTRAINED,
+    intensities_of_rows,
     make_cells,
     pretrain_rows,
     require_all,
@@ -67,7 +68,9 @@ def ablation(
     files = pretrain_rows(BUNDLES / pretraining, output, {**shared, **scans}, _listed(overrides), _listed(rows))
     counts = [None if count == "all" else int(count) for count in _listed(num_labelled)]
     backbones = {UNTRAINED: None, **files}
-    cells = make_cells(folder, backbones, counts, _listed(heads), [int(seed) for seed in _listed(seeds)])
+    intensities = intensities_of_rows(BUNDLES / pretraining, _listed(rows))
+    subsets = [int(seed) for seed in _listed(seeds)]
+    cells = make_cells(folder, backbones, counts, _listed(heads), subsets, intensities)
     limits: dict[str, dict[str, Any]] = {head: {"cache_dir": output / "cache"} for head in _listed(heads)}
     for head, count in (steps or {}).items():
         limits.setdefault(head, {})["max_steps"] = count

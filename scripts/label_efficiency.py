@@ -39,6 +39,7 @@ def label_efficiency(
     heads: Sequence[str] = ("linear", "finetune"),
     seeds: Sequence[int] = (0, 1, 2),
     steps: Mapping[str, int] | None = None,
+    backbone_settings: Mapping[str, Mapping[str, Any]] | None = None,
     jobs: int = 1,
     **settings: Any,
 ) -> None:
@@ -54,9 +55,12 @@ def label_efficiency(
         backbones: name -> weight file, such as "{'vox2vec': 'out/vox2vec/model.pt'}"; they come beside the released one
             and the untrained one.
         num_labelled: numbers of labelled scans; "all" for every one.
-        heads: of linear, nonlinear and finetune. Untrained and fine-tuned is training from scratch.
+        heads: of linear (fitted to vectors of the frozen backbone, in seconds), linear_augmented and nonlinear (trained
+            on it with augmentation) and finetune. Untrained and fine-tuned is training from scratch.
         seeds: each is another subset of labelled scans and another training.
-        steps: head -> steps, such as "{'finetune': 600}"; else those of the bundle's configs.
+        steps: head that is trained -> steps, such as "{'finetune': 600}"; else those of the bundle's configs.
+        backbone_settings: overrides for one backbone, where it was pre-trained on other intensities, such as
+            "{'vox2vec': {'intensity_range': [-1350, 1000]}}".
         jobs: trainings at a time.
         settings: overrides for all trainings and evaluations, such as --base_channels 8.
     """
@@ -73,7 +77,7 @@ def label_efficiency(
     if released.is_file() and "released" not in files:
         files["released"] = str(released)
     counts = [None if count in ("all", None) else int(count) for count in _listed(num_labelled)]
-    cells = make_cells(folder, files, counts, _listed(heads), [int(seed) for seed in _listed(seeds)])
+    cells = make_cells(folder, files, counts, _listed(heads), [int(seed) for seed in _listed(seeds)], backbone_settings)
     common = {"dataset_dir": dataset_dir, **settings}
     training = {head: {"max_steps": count, "cache_dir": output / "cache"} for head, count in (steps or {}).items()}
     for head in _listed(heads):

@@ -1,6 +1,6 @@
 """Is a backbone worth its labels? Trainings over backbones, heads and label counts, their statistics and figures."""
 
-from .ablation import ROWS, Row, pretrain_rows
+from .ablation import ROWS, Row, intensities_of_rows, pretrain_rows
 from .figures import label_efficiency_figure
 from .grid import HEADS, UNTRAINED, Cell, bundle_command, make_cells, run_cells
 from .report import require_all, summary_table, write_results
@@ -16,6 +16,7 @@ __all__ = [
     "UNTRAINED",
     "bundle_command",
     "case_rows",
+    "intensities_of_rows",
     "label_efficiency_figure",
     "make_cells",
     "pretrain_rows",

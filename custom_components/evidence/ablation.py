@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from monai.bundle import ConfigParser
 from tqdm import tqdm
 
 from custom_components.errors import InputError
@@ -38,6 +39,18 @@ ROWS = {
     "restoration": Row(True, {"restoration_weight": 10}),
     "all_three": Row(False),
 }
+
+
+def intensities_of_rows(bundle: Path, rows: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """What the rows with the baseline's intensities need in a segmentation, where the baseline has its own.
+
+    Args:
+        bundle: folder of the pre-training bundle.
+        rows: names of `ROWS`.
+    """
+    baseline = ConfigParser.load_config_file(bundle / "configs" / f"{BASELINE}.json")
+    own = {key: value for key, value in baseline.items() if key.startswith("intensity_")}
+    return {name: own for name in rows if ROWS[name].baseline and own}
 
 
 def pretrain_rows(

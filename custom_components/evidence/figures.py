@@ -7,7 +7,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-STYLES = {"linear": "--", "nonlinear": ":", "finetune": "-"}
+STYLES = {"linear": "--", "linear_augmented": "-.", "nonlinear": ":", "finetune": "-"}
 
 
 def label_efficiency_figure(summary: Sequence[dict[str, Any]], title: str = "") -> Figure:

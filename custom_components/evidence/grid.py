@@ -8,7 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,13 @@ from tqdm import tqdm
 from custom_components.errors import InputError
 
 UNTRAINED = "untrained"
-# head -> overrides merged on train.json
-HEADS = {"linear": ["linear_probe"], "nonlinear": ["nonlinear_probe"], "finetune": []}
+# head -> override merged on train.json, and run id
+HEADS: dict[str, tuple[list[str], str]] = {
+    "linear": ([], "quick_probe"),
+    "linear_augmented": (["linear_probe"], "run"),
+    "nonlinear": (["nonlinear_probe"], "run"),
+    "finetune": ([], "run"),
+}
 
 
 @dataclass(frozen=True)
@@ -29,9 +34,11 @@ class Cell:
         bundle: folder of the segmentation bundle.
         backbone: name of the backbone; `untrained` with the head "finetune" is training from scratch.
         weights: its weight file; None for the untrained one.
-        head: "linear", "nonlinear" or "finetune".
+        head: of `HEADS`: "linear" is fitted to the frozen backbone's vectors in seconds; "linear_augmented" and
+            "nonlinear" are trained on it with augmentation; "finetune" trains everything.
         num_labelled: labelled scans; None for all.
         seed: decides the subset, the first values of the head, and the order of the scans.
+        settings: overrides that the backbone needs in training and evaluation, such as its intensities.
     """
 
     bundle: Path
@@ -40,6 +47,7 @@ class Cell:
     head: str
     num_labelled: int | None
     seed: int
+    settings: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
     @property
     def labels(self) -> str:
@@ -59,7 +67,8 @@ class Cell:
         """
         folder = self.folder(output_dir)
         scratch = self.head == "finetune" and self.weights is None
-        overrides = ["from_scratch"] if scratch else HEADS[self.head]
+        overrides, run_id = (["from_scratch"], "run") if scratch else HEADS[self.head]
+        settings = {**settings, **self.settings}
         train = {
             "pretrained": self.weights if self.weights is not None else "none",
             "num_labelled": self.num_labelled,
@@ -70,15 +79,17 @@ class Cell:
         if self.head == "nonlinear":
             score["head"] = "nonlinear"
         return [
-            bundle_command(self.bundle, ["train", *overrides], folder, {**settings, **train}),
+            bundle_command(self.bundle, ["train", *overrides], folder, {**settings, **train}, run_id),
             bundle_command(self.bundle, ["evaluate"], folder, {**settings, **score}),
         ]
 
 
-def bundle_command(bundle: Path, configs: Sequence[str], folder: Path, settings: Mapping[str, Any]) -> list[str]:
+def bundle_command(
+    bundle: Path, configs: Sequence[str], folder: Path, settings: Mapping[str, Any], run_id: str = "run"
+) -> list[str]:
     """The `monai.bundle run` command of a bundle's configs, merged in this order, with its output in `folder`."""
     files = [str(bundle / "configs" / f"{name}.json") for name in configs]
-    command = [sys.executable, "-W", "ignore", "-m", "monai.bundle", "run", "--config_file", str(files)]
+    command = [sys.executable, "-W", "ignore", "-m", "monai.bundle", "run", run_id, "--config_file", str(files)]
     command += ["--bundle_root", str(bundle), "--output_dir", str(folder)]
     for key, value in settings.items():
         command += [f"--{key}", str(value)]
@@ -101,11 +112,18 @@ def make_cells(
     num_labelled: Iterable[int | None],
     heads: Iterable[str],
     seeds: Iterable[int],
+    settings: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> list[Cell]:
     """All cells, the cheapest first: few labels before many, so that a grid that is stopped is even.
 
+    Args:
+        bundle: folder of the segmentation bundle.
+        backbones: name -> weight file; None for the untrained one.
+        num_labelled, heads, seeds: as in `Cell`.
+        settings: name of a backbone -> overrides that it needs, as in `Cell`.
+
     Raises:
-        InputError: an unknown head, a weight file that is not there.
+        InputError: an unknown head, a weight file that is not there, settings of a backbone that is not among them.
     """
     heads = list(heads)
     unknown = sorted(set(heads) - set(HEADS))
@@ -115,9 +133,12 @@ def make_cells(
     for name, file in files.items():
         if file is not None and not file.is_file():
             raise InputError(f"{file}: no such weight file, for the backbone {name}; train or download it")
+    strange = sorted(set(settings or {}) - set(files))
+    if strange:
+        raise InputError(f"backbone_settings: must be of {', '.join(files)} but {', '.join(strange)} came")
     counts = sorted(set(num_labelled), key=lambda count: (count is None, count))
     return [
-        Cell(bundle, name, file, head, count, seed)
+        Cell(bundle, name, file, head, count, seed, (settings or {}).get(name, {}))
         for seed, count, head, (name, file) in itertools.product(seeds, counts, heads, files.items())
     ]
 

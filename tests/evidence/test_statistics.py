@@ -5,7 +5,14 @@ import pytest
 from scipy import stats
 
 from custom_components.errors import InputError
-from custom_components.evidence import UNTRAINED, case_rows, label_efficiency_figure, make_cells, summarise
+from custom_components.evidence import (
+    UNTRAINED,
+    case_rows,
+    intensities_of_rows,
+    label_efficiency_figure,
+    make_cells,
+    summarise,
+)
 
 RNG = np.random.default_rng(0)
 CASES = [f"case_{i:02d}" for i in range(30)]
@@ -87,8 +94,30 @@ def test_a_grid_has_every_combination_once_and_few_labels_come_first(tmp_path):
 def test_a_grid_that_cannot_be_run_is_refused(tmp_path):
     with pytest.raises(InputError, match="absent.pt: no such weight file, for the backbone ours"):
         make_cells(tmp_path, {"ours": str(tmp_path / "absent.pt")}, [1], ["linear"], [0])
-    with pytest.raises(InputError, match="heads: must be of linear, nonlinear, finetune but quadratic came"):
+    with pytest.raises(InputError, match="heads: must be of linear, .*, finetune but quadratic came"):
         make_cells(tmp_path, {UNTRAINED: None}, [1], ["quadratic"], [0])
+    with pytest.raises(InputError, match="backbone_settings: must be of untrained but vox2vec came"):
+        make_cells(tmp_path, {UNTRAINED: None}, [1], ["linear"], [0], {"vox2vec": {"intensity_range": [0, 1]}})
+
+
+def test_a_linear_probe_is_fitted_in_seconds_with_the_intensities_of_its_backbone(tmp_path):
+    (tmp_path / "w.pt").touch()
+    needs = {"vox2vec": {"intensity_range": [-1350, 1000]}}
+    backbones = {UNTRAINED: None, "vox2vec": str(tmp_path / "w.pt")}
+    cells = make_cells(tmp_path / "bundle", backbones, [4], ["linear", "linear_augmented"], [0], needs)
+    for cell in cells:
+        train, evaluate = cell.commands(tmp_path, {"intensity_range": [0, 1]}, {})
+        expected = str([-1350, 1000] if cell.backbone == "vox2vec" else [0, 1])
+        assert all(command[command.index("--intensity_range") + 1] == expected for command in (train, evaluate))
+        assert ("quick_probe" in train) == (cell.head == "linear") and "quick_probe" not in evaluate
+        assert ("linear_probe.json" in " ".join(train)) == (cell.head == "linear_augmented")
+
+
+def test_rows_with_the_baselines_intensities_keep_them_in_the_segmentation(tmp_path):
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs" / "vox2vec_baseline.json").write_text('{"balanced": false, "intensity_range": [-1350, 1000]}')
+    needs = intensities_of_rows(tmp_path, ["vox2vec", "balanced", "all_three"])
+    assert needs == dict.fromkeys(("vox2vec", "balanced"), {"intensity_range": [-1350, 1000]})
 
 
 def test_scores_are_read_with_their_cell_and_what_has_none_is_left_out(tmp_path):
