@@ -16,6 +16,7 @@ from custom_components.errors import InputError
 from custom_components.evidence import (
     ROWS,
     UNTRAINED,
+    as_list,
     intensities_of_rows,
     make_cells,
     pretrain_rows,
@@ -65,23 +66,18 @@ def ablation(
     output, folder = Path(str(output_dir)), BUNDLES / bundle
     shared = {**settings, "cache_dir": output / "cache"}
     scans = {"dataset_dir": pretraining_data or dataset_dir, "max_steps": max_steps}
-    files = pretrain_rows(BUNDLES / pretraining, output, {**shared, **scans}, _listed(overrides), _listed(rows))
-    counts = [None if count == "all" else int(count) for count in _listed(num_labelled)]
+    files = pretrain_rows(BUNDLES / pretraining, output, {**shared, **scans}, as_list(overrides), as_list(rows))
+    counts = [None if count == "all" else int(count) for count in as_list(num_labelled)]
     backbones = {UNTRAINED: None, **files}
-    intensities = intensities_of_rows(BUNDLES / pretraining, _listed(rows))
-    subsets = [int(seed) for seed in _listed(seeds)]
-    cells = make_cells(folder, backbones, counts, _listed(heads), subsets, intensities)
-    limits: dict[str, dict[str, Any]] = {head: {"cache_dir": output / "cache"} for head in _listed(heads)}
+    intensities = intensities_of_rows(BUNDLES / pretraining, as_list(rows))
+    subsets = [int(seed) for seed in as_list(seeds)]
+    cells = make_cells(folder, backbones, counts, as_list(heads), subsets, intensities)
+    limits: dict[str, dict[str, Any]] = {head: {"cache_dir": output / "cache"} for head in as_list(heads)}
     for head, count in (steps or {}).items():
         limits.setdefault(head, {})["max_steps"] = count
     failed = run_cells(cells, output, {"dataset_dir": dataset_dir, **settings}, limits, jobs)
     print(summary_table(write_results(cells, output)))
     require_all(failed, cells, output)
-
-
-def _listed(value: Any) -> list[Any]:
-    """A command line gives one value, or several."""
-    return list(value) if isinstance(value, (list, tuple)) else [value]
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from monai.bundle import ConfigParser
 from custom_components.errors import InputError
 from custom_components.evidence import (
     UNTRAINED,
+    as_list,
     label_efficiency_figure,
     make_cells,
     require_all,
@@ -76,11 +77,11 @@ def label_efficiency(
     released = _released_backbone(folder)
     if released.is_file() and "released" not in files:
         files["released"] = str(released)
-    counts = [None if count in ("all", None) else int(count) for count in _listed(num_labelled)]
-    cells = make_cells(folder, files, counts, _listed(heads), [int(seed) for seed in _listed(seeds)], backbone_settings)
+    counts = [None if count in ("all", None) else int(count) for count in as_list(num_labelled)]
+    cells = make_cells(folder, files, counts, as_list(heads), [int(seed) for seed in as_list(seeds)], backbone_settings)
     common = {"dataset_dir": dataset_dir, **settings}
     training = {head: {"max_steps": count, "cache_dir": output / "cache"} for head, count in (steps or {}).items()}
-    for head in _listed(heads):
+    for head in as_list(heads):
         training.setdefault(head, {"cache_dir": output / "cache"})
     failed = run_cells(cells, output, common, training, jobs)
     summary = write_results(cells, output)
@@ -98,11 +99,6 @@ def _released_backbone(folder: Path) -> Path:
     parser.read_config(folder / "configs" / "train.json")
     parser["bundle_root"] = str(folder)
     return Path(parser.get_parsed_content("pretrained"))
-
-
-def _listed(value: Any) -> list[Any]:
-    """A command line gives one value, or several."""
-    return list(value) if isinstance(value, (list, tuple)) else [value]
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 from .ablation import ROWS, Row, intensities_of_rows, pretrain_rows
 from .figures import label_efficiency_figure
-from .grid import HEADS, UNTRAINED, Cell, bundle_command, make_cells, run_cells
+from .grid import HEADS, UNTRAINED, Cell, as_list, bundle_command, make_cells, run_cells
 from .report import require_all, summary_table, write_results
 from .statistics import CASE_COLUMNS, SUMMARY_COLUMNS, case_rows, summarise
 
@@ -14,6 +14,7 @@ __all__ = [
     "Row",
     "SUMMARY_COLUMNS",
     "UNTRAINED",
+    "as_list",
     "bundle_command",
     "case_rows",
     "intensities_of_rows",

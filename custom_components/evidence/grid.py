@@ -84,6 +84,11 @@ class Cell:
         ]
 
 
+def as_list(value: Any) -> list[Any]:
+    """The values of an option of the command line, which gives one, or several as a list or tuple."""
+    return list(value) if isinstance(value, (list, tuple)) else [value]
+
+
 def bundle_command(
     bundle: Path, configs: Sequence[str], folder: Path, settings: Mapping[str, Any], run_id: str = "run"
 ) -> list[str]:
