@@ -6,7 +6,14 @@ import torch
 from torch import nn
 
 from custom_components.errors import InputError
-from custom_components.networks import FastNetworks, ResidualBlock, SegmentationNetwork, fast_network, fold_batch_norm
+from custom_components.networks import (
+    FastNetworks,
+    ResidualBlock,
+    SegmentationNetwork,
+    fast_network,
+    fold_batch_norm,
+    folding,
+)
 from custom_components.networks.folding import OneDNNConv3d
 
 # (N, C, H, W, D): odd, anisotropic, flat, two at a time, a single voxel
@@ -35,6 +42,18 @@ def test_it_computes_what_float64_does_to_the_rounding_of_float32(prepare, head,
         exact = copy.deepcopy(network).double()(image.double())
         found = prepare(network)(image)
     assert found.shape == exact.shape
+    assert (found - exact).abs().max() < 1e-5 * exact.abs().max().clamp(min=1)
+
+
+@pytest.mark.parametrize("rows", [2, 3, 7])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_slabs_join_without_a_seam(monkeypatch, rows, shape):
+    network, image = trained_network(), torch.rand(shape)
+    monkeypatch.setattr(folding, "SLAB_ELEMENTS", 1)
+    monkeypatch.setattr(folding, "MIN_SLAB_ROWS", rows)
+    with torch.no_grad():
+        exact = copy.deepcopy(network).double()(image.double())
+        found = fast_network(network)(image)
     assert (found - exact).abs().max() < 1e-5 * exact.abs().max().clamp(min=1)
 
 
