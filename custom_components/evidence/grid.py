@@ -75,6 +75,8 @@ class Cell:
             "seed": self.seed,
             **training,
         }
+        if self.num_labelled is not None:  # the last network is kept: a validation would only take time
+            train["validate#dataset#data"] = []
         score: dict[str, Any] = {"weights": folder / "model.pt"}
         if self.head == "nonlinear":
             score["head"] = "nonlinear"
