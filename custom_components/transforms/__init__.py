@@ -1,6 +1,6 @@
 """Array and dictionary transforms in MONAI's form, one family a file."""
 
-from .annotated import AnnotatedClassesd
+from .annotated import AnnotatedClassesd, crop_ratios
 from .baseline import RandInPlaneBlurOrSharpen, RandInPlaneBlurOrSharpend, RandWindow, RandWindowd
 from .batch import BatchAugmentation
 from .bezier import RandBezierIntensity, RandBezierIntensityd
@@ -38,4 +38,5 @@ __all__ = [
     "RandWindowd",
     "ResampleSpacingd",
     "ViewPair",
+    "crop_ratios",
 ]

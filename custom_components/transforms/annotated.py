@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -23,3 +23,20 @@ class AnnotatedClassesd(Transform):
         values = result.pop("annotated_labels", range(1, self.num_classes + 1))
         result["annotated"] = torch.tensor([float(k + 1 in values) for k in range(self.num_classes)])
         return result
+
+
+def crop_ratios(items: Sequence[Mapping[str, Any]], num_classes: int) -> list[float]:
+    """`ratios` for MONAI's `RandCropByLabelClassesd` that favour the classes which are drawn in few scans.
+
+    Without them a class that is drawn in a third of the scans is at the centre of at most a third of the crops of one
+    that is drawn in all; with them, where it is drawn it is at the centre of three times as many crops.
+
+    Args:
+        items: the training scans, with `annotated_labels` (label values drawn in that scan; all where absent).
+        num_classes: K, without the background.
+
+    Returns:
+        K + 1 ratios: 1 for the background, then scans / scans in which the class is drawn (1 for a class in none).
+    """
+    drawn = [sum(k in item.get("annotated_labels", (k,)) for item in items) for k in range(1, num_classes + 1)]
+    return [1.0, *(len(items) / count if count else 1.0 for count in drawn)]

@@ -65,9 +65,15 @@ def test_configs_agree_on_what_they_share(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_evaluation_and_inference_prepare_the_image_alike(name):
+    train, inference = config(name, "train").get(), config(name, "inference").get()
+    evaluate = config(name, "evaluate").get()
+
     def image_steps(transforms):
         steps = []
         for step in transforms:
+            # an entry of its own in the configuration
+            if isinstance(step, str):
+                step = evaluate[step.removeprefix("@")]
             # the same resampling, where MONAI Label adds entries of its own
             if step["_target_"] == "custom_components.transforms.ResampleSpacingd":
                 step = {**step, "_target_": "Spacingd"}
@@ -83,8 +89,6 @@ def test_evaluation_and_inference_prepare_the_image_alike(name):
                 steps.append(step)
         return steps
 
-    train, inference = config(name, "train").get(), config(name, "inference").get()
-    evaluate = config(name, "evaluate").get()
     expected = image_steps(train["preparation"])
     assert len(expected) == 3
     assert image_steps(inference["preprocessing"]["transforms"]) == expected

@@ -1,0 +1,38 @@
+"""Which classes are annotated, and crops that make up for those that are seldom drawn."""
+
+import numpy as np
+import torch
+from monai.transforms import RandCropByLabelClassesd
+
+from custom_components.transforms import AnnotatedClassesd, crop_ratios
+
+
+def test_annotated_labels_become_a_vector():
+    assert AnnotatedClassesd(3)({"annotated_labels": [1, 3]})["annotated"].tolist() == [1.0, 0.0, 1.0]
+    assert AnnotatedClassesd(2)({"case": "a"})["annotated"].tolist() == [1.0, 1.0]
+
+
+def test_ratios_are_the_inverse_of_how_often_a_class_is_drawn():
+    items = [{"annotated_labels": [1]}, {"annotated_labels": [1, 2]}, {"annotated_labels": [1]}, {}]
+    assert crop_ratios(items, 2) == [1.0, 1.0, 2.0]
+    assert crop_ratios([{"annotated_labels": [1]}], 2) == [1.0, 1.0, 1.0]
+
+
+def test_a_seldom_drawn_class_is_at_the_centre_of_as_many_crops():
+    # value 2 is drawn in one of six scans: one crop of six scans x 1 / 2 + ... would be a third of value 1's
+    full = torch.zeros(1, 6, 6, 6)
+    full[0, :2], full[0, 4:] = 1, 2
+    partial = full.clone()
+    partial[full == 2] = 0
+    items = [{"annotated_labels": [1, 2]}] + 5 * [{"annotated_labels": [1]}]
+    labels = [full] + 5 * [partial]
+
+    def centres(ratios):
+        crop = RandCropByLabelClassesd("label", "label", 1, ratios=ratios, num_classes=3, num_samples=1, warn=False)
+        crop.set_random_state(0)
+        drawn = [int(crop({"label": labels[i % 6]})[0]["label"].item()) for i in range(3000)]
+        return np.bincount(drawn, minlength=3) / 3000
+
+    plain, balanced = centres(None), centres(crop_ratios(items, 2))
+    assert plain[2] / plain[1] < 0.2
+    assert balanced[2] / balanced[1] > 1.6 * plain[2] / plain[1]
