@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from torch import Tensor, nn
 
 from .fpn import ResidualBlock, upsample_to
+
+# Every class starts at this probability in every voxel. From 0.5, a convolution's default, the many voxels of background
+# push all logits down first, and small organs may stay there. Source: Lin et al. 2017 (arXiv 1708.02002), section 4.1.
+FOREGROUND_PRIOR = 0.01
+
+
+def _start_at_prior(layer: nn.Module) -> None:
+    nn.init.constant_(layer.bias, math.log(FOREGROUND_PRIOR / (1 - FOREGROUND_PRIOR)))  # type: ignore[arg-type]
 
 
 class LinearHead(nn.Module):
@@ -24,6 +33,7 @@ class LinearHead(nn.Module):
         self.layers = nn.ModuleList(
             [nn.Conv3d(base_channels * 2**i, num_classes, 1, bias=i == 0) for i in range(num_scales)]
         )
+        _start_at_prior(self.layers[0])
 
     def forward(self, pyramid: Sequence[Tensor]) -> Tensor:
         logits = self.layers[-1](pyramid[-1])
@@ -48,6 +58,7 @@ class NonLinearHead(nn.Module):
         self.skip_blocks = nn.ModuleList([nn.Conv3d(fine, fine, 1) for fine, _ in steps])
         self.right_blocks = nn.ModuleList([ResidualBlock(fine, fine, kernel_size=1) for fine, _ in steps])
         self.final_block = nn.Conv3d(base_channels, num_classes, 1)
+        _start_at_prior(self.final_block)
 
     def forward(self, pyramid: Sequence[Tensor]) -> Tensor:
         x = self.bottom_block(pyramid[-1])

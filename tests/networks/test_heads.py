@@ -21,6 +21,14 @@ def test_linear_head_is_one_linear_layer_on_the_concatenated_scales():
     assert [layer.bias is not None for layer in head.layers] == [True, False, False]
 
 
+@pytest.mark.parametrize("head", [LinearHead, NonLinearHead])
+def test_a_new_head_gives_every_class_a_low_probability(head):
+    zeros = [torch.zeros_like(p, dtype=torch.float32) for p in pyramid_of((8, 8, 8))]
+    probability = head(4, 3, 5).eval()(zeros).sigmoid().mean((0, 2, 3, 4))
+    bias_only = head is LinearHead
+    assert torch.allclose(probability, torch.full((5,), 0.01), atol=1e-6 if bias_only else 0.02)
+
+
 def test_nonlinear_head_sees_only_the_voxel_itself():
     pyramid = pyramid_of((8, 8, 8))
     head = NonLinearHead(4, 3, 5).double().eval()
