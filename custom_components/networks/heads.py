@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from .fpn import ResidualBlock, upsample_to
 
-# Every class starts at this probability in every voxel. From 0.5, a convolution's default, the many voxels of background
+# Every class starts at this probability in every voxel. From 0.5, a convolution's default, the many background voxels
 # push all logits down first, and small organs may stay there. Source: Lin et al. 2017 (arXiv 1708.02002), section 4.1.
 FOREGROUND_PRIOR = 0.01
 
