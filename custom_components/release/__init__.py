@@ -1,5 +1,6 @@
 """Makes releases of bundles: checks what must hold, packs a bundle with its code, tries it, and publishes it."""
 
+from .adoption import adopt_weights
 from .checks import check_bundle, check_network, try_inference
 from .model_card import model_card
 from .packing import pack_bundle, release_bundles, released_bundles, write_listings
@@ -8,6 +9,7 @@ from .publishing import Plan, Publication, build_publication, connect, plan_push
 __all__ = [
     "Plan",
     "Publication",
+    "adopt_weights",
     "build_publication",
     "check_bundle",
     "check_network",

@@ -1,0 +1,81 @@
+"""Weights and their measured figures, put into a bundle."""
+
+import json
+
+import pytest
+
+from custom_components.errors import InputError
+from custom_components.networks import SegmentationNetwork, save_weights
+from custom_components.release import adopt_weights, check_bundle, model_card
+
+from .conftest import SEGMENTER, SSL, TINY
+
+SCORES = (
+    "case,class,dice,hd95_mm\na,Anterior,0.8000,2.0\na,Posterior,0.6000,inf\nb,Anterior,0.9000,4.0\nb,Posterior,,\n"
+)
+RETRIEVAL = "case,retrieved_within_1,median_mm\na,0.5000,2.0\na,0.7000,4.0\n"
+
+
+@pytest.fixture
+def trained(tmp_path):
+    """Weights of a training, and its scores."""
+    record = {"data": "data/Scans", "scans": 7, "steps": 5, "commit": "abc", "minutes": 1.5, "machine": "2 CPU threads"}
+    save_weights(SegmentationNetwork(num_classes=2, **TINY), tmp_path / "out" / "model.pt", {**record, **TINY})
+    (tmp_path / "out" / "metrics.csv").write_text(SCORES)
+    return tmp_path / "out"
+
+
+def test_a_bundle_that_adopts_weights_can_be_released_and_published(bundles, trained):
+    bundle = bundles / SEGMENTER
+    (bundle / "docs" / "README.md").write_text("# Name\n\nWhat it is.\n\n## Released weights\n\nBy hand.\n")
+    figures = adopt_weights(bundle, trained / "model.pt", trained / "metrics.csv", "cc-by-4.0")
+    assert figures == pytest.approx({"mean_dice": 0.725, "dice_Anterior": 0.85, "dice_Posterior": 0.6})
+    metadata = check_bundle(bundle)
+    assert metadata["eval_metrics"] == figures
+    assert metadata["weights"]["models/model.pt"]["license"] == "cc-by-4.0"
+    text = (bundle / "docs" / "README.md").read_text()
+    assert "| Anterior | 2 | 0.850 | 3.0 | 0 |" in text and "| Posterior | 1 | 0.600 |  | 1 |" in text
+    assert "| mean | | **0.725** | 3.0 | |" in text and "Scans: 7 scans" in text
+    assert text.endswith("By hand.\n")
+    assert "0.850" in model_card(bundle, "owner/name")
+    assert not (bundle / "docs" / "metrics.csv").exists()
+
+
+def test_the_next_weights_replace_what_was_written_of_the_last(bundles, trained):
+    bundle = bundles / SEGMENTER
+    adopt_weights(bundle, trained / "model.pt", trained / "metrics.csv", "cc-by-4.0")
+    first = json.loads((bundle / "models" / "model.json").read_text())["sha256"]
+    save_weights(SegmentationNetwork(num_classes=2, **TINY), trained / "model.pt", {"data": "data/Scans"})
+    adopt_weights(bundle, trained / "model.pt", trained / "metrics.csv", "cc-by-4.0", with_cases=True)
+    text = (bundle / "docs" / "README.md").read_text()
+    sha256 = json.loads((bundle / "models" / "model.json").read_text())["sha256"]
+    assert first != sha256 and sha256 in text and first not in text and text.count("begin -->") == 1
+    assert (bundle / "docs" / "metrics.csv").read_text() == SCORES
+    check_bundle(bundle)
+
+
+def test_retrieval_is_the_mean_of_every_column(bundles, trained):
+    (trained / "retrieval.csv").write_text(RETRIEVAL)
+    figures = adopt_weights(bundles / SSL, trained / "model.pt", trained / "retrieval.csv", "mit")
+    assert figures == {"retrieved_within_1": 0.6, "median_mm": 3.0}
+    text = (bundles / SSL / "docs" / "README.md").read_text()
+    assert "1 held-out scans, 2 pairs" in text and "| median mm | 3.0 |" in text
+
+
+@pytest.mark.parametrize("fault", ["no record", "damaged weights", "no scores", "other scores"])
+def test_nothing_is_written_where_something_is_wrong(fault, bundles, trained):
+    bundle = bundles / SEGMENTER
+    before = {path: path.read_bytes() for path in bundle.rglob("*") if path.is_file()}
+    if fault == "no record":
+        (trained / "model.json").unlink()
+    elif fault == "damaged weights":
+        with open(trained / "model.pt", "ab") as file:
+            file.write(b"x")
+    elif fault == "no scores":
+        (trained / "metrics.csv").unlink()
+    else:
+        (trained / "metrics.csv").write_text("a,b\n1,2\n")
+    with pytest.raises(InputError) as caught:
+        adopt_weights(bundle, trained / "model.pt", trained / "metrics.csv", "cc-by-4.0")
+    assert str(trained) in str(caught.value)
+    assert {path: path.read_bytes() for path in bundle.rglob("*") if path.is_file()} == before
