@@ -6,6 +6,7 @@ import platform
 import shlex
 import subprocess
 import sys
+from collections.abc import Iterable
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ def training_record(commit: str | None, steps: int, seconds: float, device: torc
     """Command, commit, steps, time and machine of a training that has just ended."""
     gpu = torch.cuda.get_device_name(device) if torch.device(device).type == "cuda" else None
     return {
-        "command": shlex.join(["python", "-m", "monai.bundle", *sys.argv[1:]]),
+        "command": shell_command(["python", "-m", "monai.bundle", *sys.argv[1:]]),
         "commit": commit,
         "steps": steps,
         "minutes": round(seconds / 60, 1),
@@ -27,6 +28,12 @@ def training_record(commit: str | None, steps: int, seconds: float, device: torc
         "torch": torch.__version__,
         "monai": monai.__version__,
     }
+
+
+def shell_command(arguments: Iterable[str]) -> str:
+    """As `shlex.join`, but what has single quotes of its own, such as a list of files, comes in double quotes."""
+    simple = (f'"{a}"' if "'" in a and not set(a) & set('"$`!\\') else shlex.quote(a) for a in arguments)
+    return " ".join(simple)
 
 
 def git_commit() -> str | None:

@@ -9,15 +9,17 @@ import csv
 import json
 import math
 import re
+import shlex
 import shutil
 from collections.abc import Mapping, Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from custom_components.delivery import file_digest
 from custom_components.errors import InputError
 from custom_components.networks import read_weights
 from custom_components.networks.weight_files import provenance_path
+from custom_components.provenance import shell_command
 
 RECORDED = ("data", "scans", "command", "commit", "steps", "minutes", "machine")
 BEGIN = "<!-- figures of the weights, written by scripts.adopt_weights: begin -->"
@@ -144,7 +146,8 @@ def _table(rows: Sequence[Mapping[str, str]]) -> list[str]:
 
 def _description(record: Mapping[str, Any], stated: Mapping[str, Any], weights: Path) -> str:
     data = record.get("data", "")
-    folders = ", ".join(PurePosixPath(str(path)).name for path in ([data] if isinstance(data, str) else data))
+    folders = ", ".join([data] if isinstance(data, str) else data)
+    command = shell_command(shlex.split(record.get("command", "?")))
     size = f"{record.get('base_channels', '?')} channels x {record.get('num_scales', '?')} scales"
     lines = [
         f"`models/model.pt`: {size}, half precision, {weights.stat().st_size / 1e6:.1f} MB, SHA-256",
@@ -153,7 +156,7 @@ def _description(record: Mapping[str, Any], stated: Mapping[str, Any], weights: 
         "| | |",
         "| --- | --- |",
         f"| data | {folders}: {record.get('scans', '?')} scans |",
-        f"| command | `{record.get('command', '?')}` |",
+        f"| command | `{command}` |",
         f"| steps, time | {record.get('steps', '?')}, {record.get('minutes', '?')} minutes |",
         f"| commit, machine | `{record.get('commit', '?')}`, {record.get('machine', '?')} |",
     ]

@@ -35,7 +35,7 @@ def test_a_bundle_that_adopts_weights_can_be_released_and_published(bundles, tra
     assert metadata["weights"]["models/model.pt"]["license"] == "cc-by-4.0"
     text = (bundle / "docs" / "README.md").read_text()
     assert "| Anterior | 2 | 0.850 | 3.0 | 0 |" in text and "| Posterior | 1 | 0.600 |  | 1 |" in text
-    assert "| mean | | **0.725** | 3.0 | |" in text and "Scans: 7 scans" in text
+    assert "| mean | | **0.725** | 3.0 | |" in text and "data/Scans: 7 scans" in text
     assert text.endswith("By hand.\n")
     assert "0.850" in model_card(bundle, "owner/name")
     assert not (bundle / "docs" / "metrics.csv").exists()
