@@ -55,3 +55,21 @@ def start_network(
     else:
         logger.info("head: starts anew, because %s has it for another number of classes", weights)
     return network
+
+
+def has_trained_head(network: SegmentationNetwork, weights: str | Path, annotating: bool) -> bool:
+    """Whether an annotator's training is for the classes that the bundle was released with: its head is then adapted.
+
+    Classes of the annotator's own start with a head of zeros, and are fitted anew to all saved labels every time.
+
+    Args:
+        network: as `start_network` returned it.
+        weights: the file of the network in use; `released.pt` beside it decides.
+        annotating: whether the training is an annotator's; False for any other.
+    """
+    if not annotating:
+        return False
+    state = read_weights(Path(weights).with_name(RELEASED))
+    head = {key: value for key, value in network.state_dict().items() if key.startswith("head.")}
+    same = all(key in state and state[key].shape == value.shape for key, value in head.items())
+    return same and any(bool(state[key].any()) for key in head if key.endswith("weight"))

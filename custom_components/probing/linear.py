@@ -37,9 +37,14 @@ def weighted_loss(logits: Tensor, data: VoxelVectors) -> Tensor:
 
 
 def fit_linear_head(
-    head: LinearHead, data: VoxelVectors, steps: int = 200, learning_rate: float = 0.03, weight_decay: float = 1e-4
+    head: LinearHead,
+    data: VoxelVectors,
+    steps: int = 200,
+    learning_rate: float = 0.03,
+    weight_decay: float = 1e-4,
+    anchor: float | None = None,
 ) -> float:
-    """Fit a linear head to feature vectors, all at once in every step, from a head of zeros.
+    """Fit a linear head to feature vectors, all at once in every step, from a head of zeros or from the head as it is.
 
     The vectors are standardised, and that is folded into the head's weights.
 
@@ -49,6 +54,9 @@ def fit_linear_head(
         steps: steps of Adam; the rate falls to zero along a cosine.
         learning_rate: the first rate, of standardised vectors.
         weight_decay: factor of the squared weights in the loss, without the bias.
+        anchor: None starts from zeros. A number starts from the head as it is, and replaces `weight_decay`: the factor
+            of the squared distance to that head, bias included. It is for a head that was trained on many more scans
+            than these, which would otherwise be forgotten.
 
     Returns:
         The loss at the end.
@@ -57,15 +65,25 @@ def fit_linear_head(
     standardised = VoxelVectors((data.vectors - mean) / std, data.labels, data.weights, data.annotated)
     layers = [cast(nn.Conv3d, layer) for layer in head.layers]
     num_classes = layers[0].out_channels
-    weight = torch.zeros(num_classes, data.vectors.shape[1], device=data.vectors.device, requires_grad=True)
-    # rare classes: a bias of zero would start with half of all voxels in every class
-    bias = torch.full((num_classes,), -4.0, device=data.vectors.device, requires_grad=True)
+    if anchor is None:
+        first_weight = data.vectors.new_zeros(num_classes, data.vectors.shape[1])
+        # rare classes: a bias of zero would start with half of all voxels in every class
+        first_bias = data.vectors.new_full((num_classes,), -4.0)
+    else:
+        given = torch.cat([layer.weight.detach().flatten(1) for layer in layers], 1).to(data.vectors)
+        first_weight = given * std
+        first_bias = cast(Tensor, layers[0].bias).detach().to(data.vectors) + given @ mean
+    weight, bias = first_weight.clone().requires_grad_(), first_bias.clone().requires_grad_()
     optimizer = torch.optim.Adam([weight, bias], lr=learning_rate)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     loss = torch.zeros(())
     for _ in range(steps):
         logits = F.linear(standardised.vectors, weight, bias)
-        loss = weighted_loss(logits, standardised) + weight_decay * weight.square().sum()
+        loss = weighted_loss(logits, standardised)
+        if anchor is None:
+            loss = loss + weight_decay * weight.square().sum()
+        else:
+            loss = loss + anchor * ((weight - first_weight).square().sum() + (bias - first_bias).square().sum())
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

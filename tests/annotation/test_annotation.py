@@ -3,7 +3,13 @@ import numpy as np
 import pytest
 import torch
 
-from custom_components.annotation import PanelOptions, annotated_class_names, is_annotator_data, start_network
+from custom_components.annotation import (
+    PanelOptions,
+    annotated_class_names,
+    has_trained_head,
+    is_annotator_data,
+    start_network,
+)
 from custom_components.data import DataError
 from custom_components.networks import SegmentationNetwork, save_weights
 
@@ -98,3 +104,24 @@ def test_from_the_command_line_a_training_starts_from_the_pretrained_backbone(tm
         own.backbone.first_conv.weight, network(seed=3).backbone.first_conv.weight, rtol=1e-2, atol=1e-3
     )
     assert not (tmp_path / "released.pt").exists()
+
+
+def test_only_a_head_that_was_released_for_these_classes_is_adapted(tmp_path):
+    weights = tmp_path / "model.pt"
+    save_weights(network(), weights)
+    same = start_network(network(seed=1), None, weights, ["A", "B"], annotating=True)
+    assert has_trained_head(same, weights, annotating=True)
+    assert not has_trained_head(same, weights, annotating=False)
+    more = start_network(network(seed=1), None, weights, ["A", "B", "C"], annotating=True)
+    assert not has_trained_head(more, weights, annotating=True)
+
+
+def test_a_head_of_zeros_is_fitted_anew_even_after_a_training(tmp_path):
+    weights, empty = tmp_path / "model.pt", network()
+    for parameter in empty.head.parameters():
+        torch.nn.init.zeros_(parameter)
+    save_weights(empty, weights)
+    start_network(network(seed=1), None, weights, ["A", "B"], annotating=True)
+    save_weights(network(seed=2), weights)
+    again = start_network(network(seed=3), None, weights, ["A", "B"], annotating=True)
+    assert not has_trained_head(again, weights, annotating=True)

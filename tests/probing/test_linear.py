@@ -1,5 +1,6 @@
 import pytest
 import torch
+from scipy.optimize import minimize
 
 from custom_components.losses import PartialLabelLoss
 from custom_components.networks import LinearHead
@@ -54,3 +55,42 @@ def test_a_class_that_is_annotated_in_no_scan_changes_nothing():
     head = LinearHead(base_channels=4, num_scales=1, num_classes=2)
     fit_linear_head(head, VoxelVectors(vectors, labels, torch.ones(200), annotated), steps=20)
     assert head.layers[0].weight[1].abs().max() < 1e-6 and head.layers[0].weight[0].abs().max() > 0.01
+
+
+def random_data(count=400, channels=12, classes=2, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    vectors = torch.randn(count, channels, generator=generator) * 3 + 2
+    labels = torch.randint(classes + 1, (count,), generator=generator)
+    return VoxelVectors(vectors, labels, torch.ones(count), torch.ones(count, classes, dtype=torch.bool))
+
+
+def test_an_anchored_head_stays_where_it_was_if_nothing_may_move():
+    torch.manual_seed(0)
+    head = LinearHead(base_channels=4, num_scales=2, num_classes=2)
+    before = {key: value.clone() for key, value in head.state_dict().items()}
+    fit_linear_head(head, random_data(), anchor=0.1, steps=0)
+    torch.testing.assert_close(head.state_dict(), before, rtol=1e-4, atol=1e-4)
+
+
+def test_the_anchor_is_the_weight_of_the_squared_distance():
+    """The optimum of loss + anchor x distance, found by SciPy in float64."""
+    torch.manual_seed(1)
+    data, anchor = random_data(100), 0.05
+    head = LinearHead(base_channels=4, num_scales=2, num_classes=2).requires_grad_(False)
+    flat = torch.cat([layer.weight.flatten(1) for layer in head.layers], 1).double()
+    exact = VoxelVectors(data.vectors.double(), data.labels, data.weights.double(), data.annotated)
+    mean, std = exact.vectors.mean(0), exact.vectors.std(0, correction=0)
+    start = torch.cat([flat * std, (head.layers[0].bias.double() + flat @ mean)[:, None]], 1)
+
+    def objective(values):
+        x = torch.tensor(values).reshape(start.shape).requires_grad_()
+        logits = (exact.vectors - mean) / std @ x[:, :-1].T + x[:, -1]
+        loss = weighted_loss(logits, exact) + anchor * (x - start).square().sum()
+        return loss.item(), torch.autograd.grad(loss, x)[0].flatten().numpy()
+
+    best = minimize(objective, start.flatten().numpy(), jac=True, method="L-BFGS-B", options={"maxiter": 2000})
+    fit_linear_head(head, data, anchor=anchor, steps=2000, learning_rate=0.01)
+    found = torch.cat([layer.weight.flatten(1) for layer in head.layers], 1).double()
+    reached = torch.cat([found * std, (head.layers[0].bias.double() + found @ mean)[:, None]], 1)
+    assert objective(reached.flatten().numpy())[0] == pytest.approx(best.fun, rel=1e-3)
+    assert (reached - start).abs().max() > 0.01
