@@ -2,6 +2,6 @@
 
 from .panel import PanelOptions
 from .requests import annotated_class_names, is_annotator_data
-from .start import has_trained_head, start_network
+from .start import released_head, start_network
 
-__all__ = ["PanelOptions", "annotated_class_names", "has_trained_head", "is_annotator_data", "start_network"]
+__all__ = ["PanelOptions", "annotated_class_names", "is_annotator_data", "released_head", "start_network"]

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+
+import torch
+from torch import Tensor
 
 from custom_components.networks import SegmentationNetwork, load_pretrained_backbone, provenance_path, read_weights
 
@@ -48,28 +51,43 @@ def start_network(
         if provenance_path(weights).is_file():
             shutil.copyfile(provenance_path(weights), provenance_path(kept))
     load_pretrained_backbone(network, weights)
-    state, own = read_weights(weights), network.state_dict()
-    head = {key: state.get(key) for key in own if key.startswith("head.")}
-    if all(value is not None and value.shape == own[key].shape for key, value in head.items()):
-        network.load_state_dict(head, strict=False)
+    head = _head_for(network, read_weights(weights))
+    if head is not None:
+        network.head.load_state_dict(head)
     else:
         logger.info("head: starts anew, because %s has it for another number of classes", weights)
     return network
 
 
-def has_trained_head(network: SegmentationNetwork, weights: str | Path, annotating: bool) -> bool:
-    """Whether an annotator's training is for the classes that the bundle was released with: its head is then adapted.
+def released_head(network: SegmentationNetwork, weights: str | Path, annotating: bool) -> dict[str, Tensor] | None:
+    """The head that an annotator's probe is to stay near to; None where it is to be fitted anew.
 
-    Classes of the annotator's own start with a head of zeros, and are fitted anew to all saved labels every time.
+    It is the released one, however often the annotator trained since, unless a fine-tuning changed the backbone: then
+    it is the head in use. Classes of the annotator's own were released with a head of zeros, which is no head to keep.
 
     Args:
         network: as `start_network` returned it.
-        weights: the file of the network in use; `released.pt` beside it decides.
-        annotating: whether the training is an annotator's; False for any other.
+        weights: the file of the network in use; `released.pt` is beside it.
+        annotating: whether the training is an annotator's; None comes for any other.
+
+    Returns:
+        The state dict of `network.head`.
     """
     if not annotating:
-        return False
-    state = read_weights(Path(weights).with_name(RELEASED))
-    head = {key: value for key, value in network.state_dict().items() if key.startswith("head.")}
-    same = all(key in state and state[key].shape == value.shape for key, value in head.items())
-    return same and any(bool(state[key].any()) for key in head if key.endswith("weight"))
+        return None
+    used, released = read_weights(weights), read_weights(Path(weights).with_name(RELEASED))
+    head = _head_for(network, released)
+    if head is None or not any(bool(value.any()) for name, value in head.items() if name.endswith("weight")):
+        return None
+    backbone = [name for name in released if name.startswith("backbone.")]
+    if all(name in used and torch.equal(used[name], released[name]) for name in backbone):
+        return head
+    return _head_for(network, used)
+
+
+def _head_for(network: SegmentationNetwork, state: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
+    """The head in the state dict of a network, where it has the number of classes of `network`."""
+    own = network.head.state_dict()
+    head = {name: state.get(f"head.{name}") for name in own}
+    complete = {name: value for name, value in head.items() if value is not None and value.shape == own[name].shape}
+    return complete if len(complete) == len(own) else None

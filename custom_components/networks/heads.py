@@ -14,8 +14,11 @@ from .fpn import ResidualBlock, upsample_to
 FOREGROUND_PRIOR = 0.01
 
 
+PRIOR_LOGIT = math.log(FOREGROUND_PRIOR / (1 - FOREGROUND_PRIOR))
+
+
 def _start_at_prior(layer: nn.Module) -> None:
-    nn.init.constant_(layer.bias, math.log(FOREGROUND_PRIOR / (1 - FOREGROUND_PRIOR)))  # type: ignore[arg-type]
+    nn.init.constant_(layer.bias, PRIOR_LOGIT)  # type: ignore[arg-type]
 
 
 class LinearHead(nn.Module):

@@ -43,7 +43,7 @@ class LinearProbe:
         seed: decides the sampled voxels.
         validator: an evaluator to run with the fitted head, where it has scans.
         settings: for the provenance.
-        anchored: whether the network's head has been trained for these classes and is to be adapted, not fitted anew.
+        anchor: state dict of a head that was trained for these classes on more scans, to be adapted; None fits anew.
     """
 
     def __init__(
@@ -58,9 +58,9 @@ class LinearProbe:
         seed: int = 0,
         validator: Any = None,
         settings: Mapping[str, Any] | None = None,
-        anchored: bool = False,
+        anchor: Mapping[str, torch.Tensor] | None = None,
     ) -> None:
-        self.anchored = anchored
+        self.anchor = anchor
         self.network, self.dataset, self.path, self.folder = network, dataset, Path(path), Path(cache_dir) / "vectors"
         self.max_vectors, self.per_class, self.background = max_vectors, per_class, background
         self.seed, self.validator, self.settings = seed, validator, dict(settings or {})
@@ -105,7 +105,9 @@ class LinearProbe:
         bar = tqdm(range(scans), desc="feature vectors", unit="scan")
         data = VoxelVectors.joined([self._vectors(index, backbone, *counts) for index in bar])
         data = data.to(next(self.network.parameters()).device)
-        loss = fit_linear_head(head, data, anchor=ANCHOR if self.anchored else None)
+        if self.anchor is not None:
+            head.load_state_dict(dict(self.anchor))
+        loss = fit_linear_head(head, data, anchor=None if self.anchor is None else ANCHOR)
         seconds = time.monotonic() - start
         logger.info("linear probe: %d vectors of %d scans, loss %.3f, %.1f s", len(data), scans, loss, seconds)
         return self.network

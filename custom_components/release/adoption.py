@@ -22,6 +22,14 @@ from custom_components.networks.weight_files import provenance_path
 from custom_components.provenance import shell_command
 
 RECORDED = ("data", "scans", "command", "commit", "steps", "minutes", "machine")
+# what belongs to the weights that a bundle had
+FORMER = (
+    *(
+        f"models/{name}"
+        for name in ("pretraining.pt", "pretraining.json", "model.safetensors", "model.safetensors.json")
+    ),
+    *("docs/metrics.csv", "docs/retrieval.csv"),
+)
 BEGIN = "<!-- figures of the weights, written by scripts.adopt_weights: begin -->"
 END = "<!-- end -->"
 
@@ -29,7 +37,7 @@ END = "<!-- end -->"
 def adopt_weights(
     bundle: Path, weights: Path, scores: Path, licence: str, with_cases: bool = False
 ) -> dict[str, float]:
-    """Put trained weights into a bundle, with the figures of an evaluation; whatever it had is replaced.
+    """Put trained weights into a bundle, with the figures of an evaluation; weights and scores that it had are removed.
 
     Writes `models/model.pt` and `.json`; `weights` and `eval_metrics` of `configs/metadata.json`; and the block between
     two comments in the section "Released weights" of `docs/README.md`, which is added where it is missing.
@@ -54,34 +62,48 @@ def adopt_weights(
     read_weights(weights)  # refuses what is damaged
     record = json.loads(provenance_path(weights).read_text())
     rows = _rows(scores)
+    scored = list(dict.fromkeys(row["class"] for row in rows if "class" in row))
+    if scored and "classes" in record and sorted(scored) != sorted(record["classes"]):
+        raise InputError(
+            f"{scores}: has the classes {', '.join(scored)}, but {weights} was trained for "
+            f"{', '.join(record['classes'])}; name the scores of these weights"
+        )
     figures = _figures(rows)
     table = "\n".join(_table(rows))
     if with_cases:
         table += f"\n\nThe scores of every case: [{scores.name}]({scores.name})."
     metadata = json.loads(metadata_path.read_text())
+    try:
+        record["command"] = shell_command(shlex.split(record.get("command", "?")))
+    except ValueError:
+        raise InputError(f"{provenance_path(weights)}: its command is no shell command; correct it") from None
     stated = {"sha256": file_digest(weights), "license": licence, **{k: record[k] for k in RECORDED if k in record}}
     metadata["weights"] = {"models/model.pt": stated}
     metadata["eval_metrics"] = figures
     text = _with_block(readme.read_text(), f"{_description(record, stated, weights)}\n\n{table}\n")
 
-    (bundle / "models").mkdir(exist_ok=True)
-    for source, name in ((weights, "model.pt"), (provenance_path(weights), "model.json")):
-        target = bundle / "models" / name
+    models, docs = bundle / "models", bundle / "docs"
+    models.mkdir(exist_ok=True)
+    copies = {weights: models / "model.pt", provenance_path(weights): models / "model.json"}
+    if with_cases:
+        copies[scores] = docs / scores.name
+    for source, target in copies.items():
         if source.resolve() != target.resolve():
             shutil.copyfile(source, target)
+    for name in FORMER:
+        if bundle / name not in (*copies, *copies.values()):
+            (bundle / name).unlink(missing_ok=True)
     metadata_path.write_text(json.dumps(metadata, indent=4, ensure_ascii=False) + "\n")
     readme.write_text(text)
-    if with_cases:
-        shutil.copyfile(scores, bundle / "docs" / scores.name)
     return figures
 
 
 def _rows(scores: Path) -> list[dict[str, str]]:
     with open(scores, newline="") as file:
         rows = list(csv.DictReader(file))
-    if not rows or "case" not in rows[0]:
+    if not rows or "case" not in rows[0] or ("dice" in rows[0]) != ("class" in rows[0]):
         raise InputError(
-            f"{scores}: must have a column 'case' and a row a case, as evaluate.json writes it; run it again"
+            f"{scores}: is not a table of scores as evaluate.json writes it; name its metrics.csv or retrieval.csv"
         )
     return rows
 
@@ -130,7 +152,7 @@ def _table(rows: Sequence[Mapping[str, str]]) -> list[str]:
         lines += ["| measure | mean |", "| --- | --- |"]
         return lines + [f"| {name.replace('_', ' ')} | {value} |" for name, value in _figures(rows).items()]
     lines = [f"Measured on {cases} held-out scans, on their own grids (`evaluate.json`):", ""]
-    lines += ["| class | scans with it | Dice | HD95, mm | missed |", "| --- | --- | --- | --- | --- |"]
+    lines += ["| class | annotated in | Dice | HD95, mm | missed or found in vain |", "| --- | --- | --- | --- | --- |"]
     columns: dict[str, list[float]] = {"dice": [], "hd95_mm": []}
     for name, found in _by_class(rows).items():
         cells = []
@@ -147,7 +169,7 @@ def _table(rows: Sequence[Mapping[str, str]]) -> list[str]:
 def _description(record: Mapping[str, Any], stated: Mapping[str, Any], weights: Path) -> str:
     data = record.get("data", "")
     folders = ", ".join([data] if isinstance(data, str) else data)
-    command = shell_command(shlex.split(record.get("command", "?")))
+    command = record["command"].replace("|", "\\|")
     size = f"{record.get('base_channels', '?')} channels x {record.get('num_scales', '?')} scales"
     lines = [
         f"`models/model.pt`: {size}, half precision, {weights.stat().st_size / 1e6:.1f} MB, SHA-256",

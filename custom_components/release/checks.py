@@ -161,8 +161,10 @@ def _weight_faults(folder: Path, metadata: dict[str, Any], record: dict[str, Any
             yield f"{file}: says {says} where the SHA-256 of models/model.pt is {found}; correct it"
     if readme.is_file() and found not in readme.read_text():
         yield f"docs/README.md: does not name {found}, the SHA-256 of models/model.pt; correct it"
-    if Path(str(record.get("data", ""))).is_absolute():
-        yield f"models/model.json: data is a path of one machine, {record['data']}; name the data set instead"
+    for key in ("data", "pretrained"):
+        for path in np.atleast_1d(record.get(key) or "").tolist():
+            if Path(str(path)).is_absolute():
+                yield f"models/model.json: {key} is a path of one machine, {path}; name it as seen from the repository"
 
 
 def check_network(folder: Path) -> None:

@@ -28,8 +28,8 @@ class AnnotatedClassesd(Transform):
 def crop_ratios(items: Sequence[Mapping[str, Any]], num_classes: int) -> list[float]:
     """`ratios` for MONAI's `RandCropByLabelClassesd` that favour the classes which are drawn in few scans.
 
-    Without them a class that is drawn in a third of the scans is at the centre of at most a third of the crops of one
-    that is drawn in all; with them, where it is drawn it is at the centre of three times as many crops.
+    Without them, a class drawn in a third of the scans gets at most a third as many crops as one that is drawn in all;
+    with them, it gets three times as many in the scans where it is drawn.
 
     Args:
         items: the training scans, with `annotated_labels` (label values drawn in that scan; all where absent).

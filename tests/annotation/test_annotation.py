@@ -6,8 +6,8 @@ import torch
 from custom_components.annotation import (
     PanelOptions,
     annotated_class_names,
-    has_trained_head,
     is_annotator_data,
+    released_head,
     start_network,
 )
 from custom_components.data import DataError
@@ -106,14 +106,35 @@ def test_from_the_command_line_a_training_starts_from_the_pretrained_backbone(tm
     assert not (tmp_path / "released.pt").exists()
 
 
-def test_only_a_head_that_was_released_for_these_classes_is_adapted(tmp_path):
+def halved(state):
+    """As a weight file keeps it."""
+    return {name: value.half() for name, value in state.items()}
+
+
+def test_an_annotators_probe_stays_near_the_released_head_however_often_he_trains(tmp_path):
+    weights, released, trained = tmp_path / "model.pt", network(), network()
+    save_weights(released, weights)
+    torch.nn.init.ones_(trained.head.layers[0].weight)
+    for _ in range(2):
+        start = start_network(network(seed=1), None, weights, ["A", "B"], annotating=True)
+        torch.testing.assert_close(released_head(start, weights, True), halved(released.head.state_dict()))
+        assert released_head(start, weights, annotating=False) is None
+        save_weights(trained, weights)  # the same backbone, another head
+    fine_tuned = network(seed=2)
+    save_weights(fine_tuned, weights)
+    start = start_network(network(seed=1), None, weights, ["A", "B"], annotating=True)
+    torch.testing.assert_close(released_head(start, weights, True), halved(fine_tuned.head.state_dict()))
+
+
+def test_no_head_is_kept_for_another_number_of_classes(tmp_path):
     weights = tmp_path / "model.pt"
     save_weights(network(), weights)
-    same = start_network(network(seed=1), None, weights, ["A", "B"], annotating=True)
-    assert has_trained_head(same, weights, annotating=True)
-    assert not has_trained_head(same, weights, annotating=False)
     more = start_network(network(seed=1), None, weights, ["A", "B", "C"], annotating=True)
-    assert not has_trained_head(more, weights, annotating=True)
+    assert released_head(more, weights, annotating=True) is None
+    # a fine-tuning with the third class, which is then given up: the head in use does not fit, and is no anchor
+    save_weights(network(classes=3, seed=2), weights)
+    again = start_network(network(seed=1), None, weights, ["A", "B"], annotating=True)
+    assert released_head(again, weights, annotating=True) is None
 
 
 def test_a_head_of_zeros_is_fitted_anew_even_after_a_training(tmp_path):
@@ -124,4 +145,4 @@ def test_a_head_of_zeros_is_fitted_anew_even_after_a_training(tmp_path):
     start_network(network(seed=1), None, weights, ["A", "B"], annotating=True)
     save_weights(network(seed=2), weights)
     again = start_network(network(seed=3), None, weights, ["A", "B"], annotating=True)
-    assert not has_trained_head(again, weights, annotating=True)
+    assert released_head(again, weights, annotating=True) is None

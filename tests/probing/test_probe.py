@@ -73,3 +73,14 @@ def test_the_start_of_a_fine_tuning_may_read_only_the_first_scans(dataset, tmp_p
     fitted = LinearProbe(network, dataset, tmp_path / "model.pt", tmp_path).fit(max_scans=1)
     assert fitted is network and len(made) == 1 and not torch.equal(before, network.head.layers[0].bias)
     assert not (tmp_path / "model.pt").exists()
+
+
+def test_an_anchored_probe_starts_from_the_anchor_every_time(dataset, tmp_path):
+    network = network_for(dataset)
+    anchor = {name: value.clone() for name, value in network.head.state_dict().items()}
+    path = tmp_path / "model.pt"
+    LinearProbe(network, dataset, path, tmp_path, anchor=anchor).fit()
+    first = {name: value.clone() for name, value in network.head.state_dict().items()}
+    second = LinearProbe(network, dataset, path, tmp_path, anchor=anchor).fit().head.state_dict()
+    torch.testing.assert_close(second, first)
+    assert any(not torch.equal(first[name], anchor[name]) for name in anchor)

@@ -46,12 +46,19 @@ def test_the_next_weights_replace_what_was_written_of_the_last(bundles, trained)
     adopt_weights(bundle, trained / "model.pt", trained / "metrics.csv", "cc-by-4.0")
     first = json.loads((bundle / "models" / "model.json").read_text())["sha256"]
     save_weights(SegmentationNetwork(num_classes=2, **TINY), trained / "model.pt", {"data": "data/Scans"})
+    (bundle / "models" / "model.safetensors").write_bytes(b"of the weights before")
     adopt_weights(bundle, trained / "model.pt", trained / "metrics.csv", "cc-by-4.0", with_cases=True)
     text = (bundle / "docs" / "README.md").read_text()
     sha256 = json.loads((bundle / "models" / "model.json").read_text())["sha256"]
     assert first != sha256 and sha256 in text and first not in text and text.count("begin -->") == 1
     assert (bundle / "docs" / "metrics.csv").read_text() == SCORES
+    assert not (bundle / "models" / "model.safetensors").exists()
     check_bundle(bundle)
+    # once more from the bundle itself, and then without the cases
+    adopt_weights(bundle, bundle / "models" / "model.pt", bundle / "docs" / "metrics.csv", "mit", with_cases=True)
+    assert (bundle / "docs" / "metrics.csv").read_text() == SCORES
+    adopt_weights(bundle, trained / "model.pt", trained / "metrics.csv", "mit")
+    assert not (bundle / "docs" / "metrics.csv").exists()
 
 
 def test_retrieval_is_the_mean_of_every_column(bundles, trained):
@@ -62,7 +69,7 @@ def test_retrieval_is_the_mean_of_every_column(bundles, trained):
     assert "1 held-out scans, 2 pairs" in text and "| median mm | 3.0 |" in text
 
 
-@pytest.mark.parametrize("fault", ["no record", "damaged weights", "no scores", "other scores"])
+@pytest.mark.parametrize("fault", ["no record", "damaged weights", "no scores", "other table", "other classes"])
 def test_nothing_is_written_where_something_is_wrong(fault, bundles, trained):
     bundle = bundles / SEGMENTER
     before = {path: path.read_bytes() for path in bundle.rglob("*") if path.is_file()}
@@ -73,8 +80,11 @@ def test_nothing_is_written_where_something_is_wrong(fault, bundles, trained):
             file.write(b"x")
     elif fault == "no scores":
         (trained / "metrics.csv").unlink()
-    else:
+    elif fault == "other table":
         (trained / "metrics.csv").write_text("a,b\n1,2\n")
+    else:
+        record = json.loads((trained / "model.json").read_text())
+        (trained / "model.json").write_text(json.dumps({**record, "classes": ["Liver", "Spleen"]}))
     with pytest.raises(InputError) as caught:
         adopt_weights(bundle, trained / "model.pt", trained / "metrics.csv", "cc-by-4.0")
     assert str(trained) in str(caught.value)
