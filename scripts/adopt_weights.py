@@ -1,7 +1,7 @@
 """Put the weights of a training into a bundle, with the figures that its evaluation measured.
 
 python -m scripts.adopt_weights mri_dense_ssl --weights out/pretrain/model.pt --scores out/scores/retrieval.csv \
-    --licence cc-by-4.0
+    --licence cc-by-sa-4.0
 """
 
 from __future__ import annotations

@@ -26,12 +26,12 @@ def summary_table(summary: Sequence[dict[str, Any]]) -> str:
     """The summary as lines of text."""
     width = max([len("backbone"), *(len(row["backbone"]) for row in summary)]) + 2
     lines = [
-        f"{'backbone':<{width}}{'head':<11}{'labels':>7}{'seeds':>7}{'Dice':>8}  {'95% interval':<16}"
+        f"{'backbone':<{width}}{'head':<18}{'labels':>7}{'seeds':>7}{'Dice':>8}  {'95% interval':<16}"
         "difference to scratch"
     ]
     for row in sorted(summary, key=lambda row: (row["head"], row["num_labelled"], row["backbone"])):
         interval = "" if row["dice_low"] is None else f"{row['dice_low']:.3f} to {row['dice_high']:.3f}"
-        line = f"{row['backbone']:<{width}}{row['head']:<11}{row['num_labelled']:>7}{row['seeds']:>7}"
+        line = f"{row['backbone']:<{width}}{row['head']:<18}{row['num_labelled']:>7}{row['seeds']:>7}"
         line += f"{row['dice']:>8.3f}  {interval:<16}"
         if row["difference_low"] is not None:
             line += f"{row['difference']:+.3f} ({row['difference_low']:+.3f} to {row['difference_high']:+.3f}), "

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from custom_components.networks.heads import LinearHead
+from custom_components.networks.heads import PRIOR_LOGIT, LinearHead
 
 from .vectors import VoxelVectors
 
@@ -67,8 +67,7 @@ def fit_linear_head(
     num_classes = layers[0].out_channels
     if anchor is None:
         first_weight = data.vectors.new_zeros(num_classes, data.vectors.shape[1])
-        # rare classes: a bias of zero would start with half of all voxels in every class
-        first_bias = data.vectors.new_full((num_classes,), -4.0)
+        first_bias = data.vectors.new_full((num_classes,), PRIOR_LOGIT)
     else:
         given = torch.cat([layer.weight.detach().flatten(1) for layer in layers], 1).to(data.vectors)
         first_weight = given * std

@@ -9,6 +9,8 @@ import torch
 from monai.config import KeysCollection
 from monai.transforms import Flip, MapTransform, RandomizableTransform
 
+from custom_components.errors import InputError
+
 
 class RandMirrord(RandomizableTransform, MapTransform):
     """Mirror a scan left to right, and give the organs of either side the name that they then have.
@@ -26,7 +28,7 @@ class RandMirrord(RandomizableTransform, MapTransform):
         allow_missing_keys: skip keys that are absent.
 
     Raises:
-        ValueError: a pair that is not two different class names, or a class in two pairs.
+        InputError: a pair that is not two different class names, or a class in two pairs.
     """
 
     def __init__(
@@ -44,9 +46,9 @@ class RandMirrord(RandomizableTransform, MapTransform):
         named = [name for pair in mirrored_classes for name in pair]
         paired = all(len(pair) == 2 for pair in mirrored_classes) and len(set(named)) == len(named)
         if not paired or not set(named) <= set(class_names):
-            raise ValueError(
-                f"mirrored_classes must be pairs of different names out of {list(class_names)} "
-                f"but are {mirrored_classes}"
+            raise InputError(
+                f"mirrored_classes must be pairs of different names out of {list(class_names)} but are "
+                f"{list(mirrored_classes)}; name the left and right organs of your classes, or [] where there are none"
             )
         # value k becomes mirrored_value[k]
         self.mirrored_value = torch.arange(len(class_names) + 1)
