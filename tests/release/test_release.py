@@ -121,6 +121,14 @@ FAULTS = {
         lambda b: edit(b / "models" / "model.json", lambda content: content.update(data="/somewhere/scans")),
         "data is a path of one machine",
     ),
+    "a path of somebody's machine among others": (
+        lambda b: edit(b / "models" / "model.json", lambda content: content.update(data=["A", "/somewhere/scans"])),
+        "data is a path of one machine, /somewhere/scans",
+    ),
+    "a start that only one machine has": (
+        lambda b: edit(b / "models" / "model.json", lambda content: content.update(pretrained="/somewhere/model.pt")),
+        "pretrained is a path of one machine",
+    ),
     "too large": (
         lambda b: (b / "models" / "pretraining.pt").write_bytes(bytes(26_000_000)),
         "has 26.0 MB; at most 25 MB",
