@@ -19,6 +19,7 @@ from custom_components.data import few_label_subset, read_datalist, split_datali
 ROOT = Path(__file__).resolve().parents[2]
 PYTHON = ROOT / ".venv-monailabel" / "bin" / "python"
 SHIM = Path(__file__).parent / "cpu_torchvision"
+REAL_DATA = Path(os.environ.get("DENSE_SSL_DATA") or ROOT.parent / "shared" / "data")
 
 
 class Server:
@@ -111,8 +112,7 @@ def environment():
 @pytest.fixture(scope="session")
 def scans(tmp_path_factory):
     """Two scans to label and one to segment, real where they are at hand: name -> image and label file."""
-    beside = Path(os.environ.get("DENSE_SSL_DATA") or ROOT.parent / "shared" / "data")
-    folder = beside / "Task04_Hippocampus"
+    folder = REAL_DATA / "Task04_Hippocampus"
     if not folder.is_dir():
         folder = tmp_path_factory.mktemp("phantoms")
         write_phantoms(folder, "MRI", 10, size="tiny")
@@ -121,14 +121,24 @@ def scans(tmp_path_factory):
     return {item["case"]: (Path(item["image"]), Path(item["label"])) for item in chosen}
 
 
+@pytest.fixture(scope="session")
+def ct_scans():
+    """A real planning CT to label and one to segment, every organ drawn in both: name -> image and label file."""
+    folder = REAL_DATA / "OpenKBP"
+    if not folder.is_dir():
+        pytest.skip(f"{folder} is missing")
+    items = [item for item in split_datalist(read_datalist(folder), "test") if len(item["annotated_labels"]) == 7]
+    return {item["case"]: (Path(item["image"]), Path(item["label"])) for item in items[:2]}
+
+
 @pytest.fixture(scope="module")
 def serve(environment, scans, tmp_path_factory):
     """Start a server with the scans as its studies; options of `scripts.monailabel`."""
     servers = []
 
-    def start(*options, app=None):
+    def start(*options, app=None, served=scans):
         studies = tmp_path_factory.mktemp("studies")
-        for image, _ in scans.values():
+        for image, _ in served.values():
             shutil.copyfile(image, studies / image.name)
         servers.append(Server(studies, app or tmp_path_factory.mktemp("server") / "app", *options))
         return servers[-1]

@@ -8,6 +8,7 @@ import torch
 from custom_components.metrics.segmentation import dice_score
 
 MODEL = "hippocampus_mri_segmentation"
+CT_MODEL = "head_neck_ct_segmentation"
 
 pytestmark = pytest.mark.slow
 
@@ -85,6 +86,21 @@ def test_two_labels_of_ones_own_classes_are_enough_to_segment_the_next_scan(own_
     assert own_labels.train(MODEL, val_split=0)["status"] == "DONE"
     assert own_labels.infer(MODEL, labelled[0], found) == 200
     assert voxels.max() in np.asarray(nib.load(found).dataobj)
+
+
+def test_one_label_does_not_take_from_the_head_and_neck_network_what_it_knows(serve, ct_scans, tmp_path):
+    server, (labelled, unseen) = serve("--models", CT_MODEL, served=ct_scans), ct_scans
+    truth, found = ct_scans[unseen][1], tmp_path / "label.nii.gz"
+    assert server.infer(CT_MODEL, unseen, found) == 200
+    before = mean_dice(found, truth)
+    assert before > 0.6
+    assert server.save_label(labelled, ct_scans[labelled][1]) == 200
+    # the second training goes on from the first, and is to end where that did
+    for _ in range(2):
+        task = server.train(CT_MODEL, val_split=0)
+        assert task["status"] == "DONE", "\n".join(task["details"])
+        assert server.infer(CT_MODEL, unseen, found) == 200
+        assert mean_dice(found, truth) > before - 0.02
 
 
 def test_fine_tuning_is_an_option_of_the_request(own_labels, scans, tmp_path):
