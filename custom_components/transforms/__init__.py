@@ -6,6 +6,7 @@ from .batch import BatchAugmentation
 from .bezier import RandBezierIntensity, RandBezierIntensityd
 from .body import BodyMask, BodyMaskd
 from .checks import CheckLabeld, CheckScan, CheckScand
+from .components import LargestComponentd
 from .inpaint import RandInPaint, RandInPaintd
 from .mirror import RandMirrord
 from .restore import LogitsToLabel, LogitsToLabeld
@@ -21,6 +22,7 @@ __all__ = [
     "CheckLabeld",
     "CheckScan",
     "CheckScand",
+    "LargestComponentd",
     "LogitsToLabel",
     "LogitsToLabeld",
     "OverlappingViews",
