@@ -35,7 +35,7 @@ def test_a_probe_of_the_released_backbone_beats_an_untrained_one_on_four_real_sc
     for name, weights in (("released", BUNDLES / "mri_dense_ssl" / "models" / "model.pt"), ("untrained", "none")):
         output = tmp_path / name
         settings = {"dataset_dir": data, "output_dir": output, "pretrained": weights, "cache_dir": tmp_path / "cache"}
-        run_bundle(SEGMENTATION, "train", "linear_probe", **settings, num_labelled=4, max_steps=100, val_interval=9)
+        run_bundle(SEGMENTATION, "train", run_id="quick_probe", **settings, num_labelled=4)
         run_bundle(SEGMENTATION, "evaluate", dataset_dir=data, output_dir=output, weights=output / "model.pt")
         scores[name] = mean(output / "metrics.csv")
     assert scores["released"] > 0.5 > 0.3 > scores["untrained"]

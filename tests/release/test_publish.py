@@ -117,7 +117,9 @@ def test_the_header_of_a_model_card_has_the_figures_of_the_metadata(name, archiv
     assert header["pipeline_tag"] == "image-segmentation"
     [result] = header["model-index"][0]["results"]
     assert result["dataset"]["name"] == "Task04_Hippocampus"
-    assert result["metrics"] == [{"type": "dice", "value": metadata["eval_metrics"]["mean_dice"], "name": "mean_dice"}]
+    figures = metadata["eval_metrics"]
+    assert result["metrics"] == [{"type": "dice", "value": value, "name": name} for name, value in figures.items()]
+    assert list(figures) == ["mean_dice", "dice_Anterior", "dice_Posterior"]
 
 
 def test_a_model_card_says_what_the_documents_of_the_bundle_say(archives, tmp_path):
