@@ -38,7 +38,7 @@ def test_a_probe_of_the_released_backbone_beats_an_untrained_one_on_four_real_sc
         run_bundle(SEGMENTATION, "train", run_id="quick_probe", **settings, num_labelled=4)
         run_bundle(SEGMENTATION, "evaluate", dataset_dir=data, output_dir=output, weights=output / "model.pt")
         scores[name] = mean(output / "metrics.csv")
-    assert scores["released"] > 0.5 > 0.3 > scores["untrained"]
+    assert scores["released"] > 0.6 and scores["released"] > scores["untrained"] + 0.04
 
 
 @pytest.fixture
