@@ -35,12 +35,15 @@ class HybridLoss(nn.Module):
             prediction: embeddings `(2N, V, E)` and restored images `(2N, C, H, W, D)` of N pairs, all first views
                 before all second views, as `DenseSSLNetwork` returns them.
             target: "original" `(2N, C, H, W, D)`, the views before augmentation; "voxels" `(2N, V, 3)`, where rows of
-                -1 are padding; "scan" `(N,)`, the scan that each pair is from.
+                -1 are padding; "scan" `(N,)`, the scan that each pair is from; and, where the contrastive loss leaves
+                out near negatives, "positions" `(N, V, 3)`, the voxels' positions in their scan.
         """
         embeddings, restored = prediction
         first, second = embeddings.chunk(2)
         valid = target["voxels"].chunk(2)[0][..., 0] >= 0
-        contrastive = self.contrastive(first, second, valid=valid, scan=target["scan"])
+        contrastive = self.contrastive(
+            first, second, valid=valid, scan=target["scan"], positions=target.get("positions")
+        )
         restoration = F.mse_loss(restored.float(), target["original"].float())
         self.terms = {"contrastive": contrastive.detach(), "restoration": restoration.detach()}
         return contrastive + self.restoration_weight * restoration

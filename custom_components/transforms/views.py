@@ -23,13 +23,14 @@ class ViewPair(NamedTuple):
     """Two views, float32 (C, *crop_size), and their common voxels, int64 (max_voxels, 3).
 
     Row i of `voxels_1` and of `voxels_2` is the position of one body voxel in view 1 and in view 2; rows beyond the
-    number of common voxels are -1 in both.
+    number of common voxels are -1 in both. `start_1`, int64 (3,), is the position of view 1 in the scan.
     """
 
     view_1: torch.Tensor
     view_2: torch.Tensor
     voxels_1: torch.Tensor
     voxels_2: torch.Tensor
+    start_1: torch.Tensor
 
 
 def as_array(tensor: NdarrayOrTensor) -> np.ndarray:
@@ -180,6 +181,7 @@ class OverlappingViews(Randomizable, Transform):
                 *common_voxels(
                     body, start_1, start_2, self.crop_size, self.max_voxels, np.random.default_rng(voxel_seed)
                 ),
+                torch.tensor(start_1),
             )
             for start_1, start_2, voxel_seed in self.pairs
         ]
@@ -188,7 +190,8 @@ class OverlappingViews(Randomizable, Transform):
 class OverlappingViewsd(Randomizable, MapTransform):
     """Dictionary form of `OverlappingViews`: one item becomes a list of `num_pairs` items.
 
-    Each item holds `view_1`, `view_2`, `voxels_1`, `voxels_2` and, where the input has them, `pass_keys`; nothing else.
+    Each item holds `view_1`, `view_2`, `voxels_1`, `voxels_2`, `start_1` and, where the input has them, `pass_keys`;
+    nothing else.
 
     Args:
         keys: the image (C, H, W, D), one key.

@@ -5,15 +5,18 @@ import torch.nn.functional as F
 from custom_components.losses import InfoNCE
 
 
-def slow_info_nce(first, second, temperature, groups):
-    """One anchor at a time, straight from the definition, in float64."""
+def slow_info_nce(first, second, temperature, groups, near=lambda one, other: False):
+    """One anchor at a time, straight from the definition, in float64; near pairs are no negatives."""
     losses = []
     for pairs in groups:
         z = [first[i] for i in pairs] + [second[i] for i in pairs]
         half = len(pairs)
         for a in range(len(z)):
             positive = (a + half) % len(z)
-            scores = [torch.dot(z[a], z[b]) / temperature for b in range(len(z)) if b != a]
+            others = [
+                b for b in range(len(z)) if b == positive or (b != a and not near(pairs[a % half], pairs[b % half]))
+            ]
+            scores = [torch.dot(z[a], z[b]) / temperature for b in others]
             losses.append(torch.logsumexp(torch.stack(scores), 0) - torch.dot(z[a], z[positive]) / temperature)
     return torch.stack(losses).mean()
 
@@ -40,6 +43,38 @@ def test_loss_and_gradient_equal_the_slow_definition(negatives, chunk):
     assert torch.allclose(loss, expected, rtol=1e-12)
     for ours, theirs in zip(gradients, expected_gradients):
         assert torch.allclose(ours, theirs, atol=1e-12)
+
+
+@pytest.mark.parametrize("chunk", [3, 7, 4096])
+@pytest.mark.parametrize("negatives", ["scan", "batch"])
+def test_near_voxels_of_the_same_scan_are_no_negatives(negatives, chunk):
+    first, second = unit(3, 9, 8, seed=1).requires_grad_(), unit(3, 9, 8, seed=2).requires_grad_()
+    valid = torch.ones(3, 9, dtype=torch.bool)
+    valid[1, 5:] = False
+    scan = torch.tensor([4, 9, 4])
+    positions = torch.randint(0, 5, (3, 9, 3), generator=torch.Generator().manual_seed(3))
+    spacing = torch.tensor([3.0, 1.0, 2.5])
+    loss = InfoNCE(0.1, negatives, chunk, exclude_within=6.2, spacing=spacing.tolist())
+    value = loss(first, second, valid, scan, positions)
+    gradients = torch.autograd.grad(value, [first, second])
+
+    def near(one, other):
+        return bool(scan[one[0]] == scan[other[0]] and ((positions[one] - positions[other]) * spacing).norm() < 6.2)
+
+    pairs = [(n, v) for n in range(3) for v in range(9) if valid[n, v]]
+    by_scan = [[p for p in pairs if scan[p[0]] == s] for s in (4, 9)]
+    expected = slow_info_nce(first, second, 0.1, by_scan if negatives == "scan" else [pairs], near)
+    assert expected < slow_info_nce(first, second, 0.1, by_scan if negatives == "scan" else [pairs])
+    assert torch.allclose(value, expected, rtol=1e-12)
+    for ours, theirs in zip(gradients, torch.autograd.grad(expected, [first, second])):
+        assert torch.allclose(ours, theirs, atol=1e-12)
+
+
+def test_exclusion_needs_positions_and_a_distance():
+    with pytest.raises(ValueError, match="needs the positions"):
+        InfoNCE(exclude_within=5.0)(unit(1, 4, 8), unit(1, 4, 8))
+    with pytest.raises(ValueError, match="at least 0 mm"):
+        InfoNCE(exclude_within=-1.0)
 
 
 def test_a_scan_without_a_common_voxel_changes_nothing():
