@@ -47,6 +47,9 @@ class TiledInferer(Inferer):
         bytes_per_voxel: what the network needs at its peak, per voxel of a tile.
         memory_share: share of the free memory that "auto" takes.
         backend: "torch", or "openvino" on CPUs.
+        mirrored: a tile is also run mirrored along its first axis, left to right in RAS order, and the mean of both
+            logits is kept; the output channel that each channel is in a mirrored scan (`mirrored_classes_order`). Twice
+            the time. None runs the scan as it is.
 
     Call it with `inputs` `(N, C, H, W, D)` and a network that gives a tensor `(N, K, H, W, D)` for every size. Returns
     that, of the inputs' type and with their metadata.
@@ -66,6 +69,7 @@ class TiledInferer(Inferer):
         bytes_per_voxel: float = 1024,
         memory_share: float = 0.5,
         backend: str = "torch",
+        mirrored: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
         if not 0 <= overlap < 1:
@@ -75,12 +79,21 @@ class TiledInferer(Inferer):
         self.crop_size, self.tile_size, self.overlap = tuple(crop_size), tile_size, overlap
         self.air, self.background = air, background
         self.multiple, self.bytes_per_voxel, self.memory_share = multiple, bytes_per_voxel, memory_share
+        self.mirrored = mirrored
         self._fast = FastNetworks(backend)
 
     def __call__(self, inputs: Tensor, network: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
         image = inputs.as_tensor() if isinstance(inputs, MetaTensor) else inputs
         predict = self._fast.of(network) if isinstance(network, nn.Module) else network
-        logits = self._run(image, lambda tile: predict(tile, *args, **kwargs))
+
+        def run(tile: Tensor) -> Tensor:
+            logits = predict(tile, *args, **kwargs)
+            if self.mirrored is None:
+                return logits
+            other = predict(tile.flip(2), *args, **kwargs).flip(2)
+            return (logits + other[:, self.mirrored]) / 2
+
+        logits = self._run(image, run)
         return MetaTensor(logits).copy_meta_from(inputs, copy_attr=False) if isinstance(inputs, MetaTensor) else logits
 
     def _run(self, image: Tensor, predict: Callable[[Tensor], Tensor]) -> Tensor:

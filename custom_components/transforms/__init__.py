@@ -8,7 +8,7 @@ from .body import BodyMask, BodyMaskd
 from .checks import CheckLabeld, CheckScan, CheckScand
 from .components import LargestComponentd
 from .inpaint import RandInPaint, RandInPaintd
-from .mirror import RandMirrord
+from .mirror import RandMirrord, mirrored_classes_order
 from .restore import LogitsToLabel, LogitsToLabeld
 from .shuffle import RandLocalShuffle, RandLocalShuffled
 from .spacing import ResampleSpacingd
@@ -41,4 +41,5 @@ __all__ = [
     "ResampleSpacingd",
     "ViewPair",
     "crop_ratios",
+    "mirrored_classes_order",
 ]

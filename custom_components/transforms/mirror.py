@@ -12,6 +12,30 @@ from monai.transforms import Flip, MapTransform, RandomizableTransform
 from custom_components.errors import InputError
 
 
+def mirrored_classes_order(class_names: Sequence[str], mirrored_classes: Sequence[Sequence[str]]) -> list[int]:
+    """For each class, 0 to K - 1, the class that it is in a scan mirrored left to right.
+
+    Args:
+        class_names: K names.
+        mirrored_classes: pairs of class names that are each other's mirror image; other classes stay what they are.
+
+    Raises:
+        InputError: a pair that is not two different class names, or a class in two pairs.
+    """
+    named = [name for pair in mirrored_classes for name in pair]
+    paired = all(len(pair) == 2 for pair in mirrored_classes) and len(set(named)) == len(named)
+    if not paired or not set(named) <= set(class_names):
+        raise InputError(
+            f"mirrored_classes must be pairs of different names out of {list(class_names)} but are "
+            f"{list(mirrored_classes)}; name the left and right organs of your classes, or [] where there are none"
+        )
+    order = list(range(len(class_names)))
+    for first, second in mirrored_classes:
+        a, b = class_names.index(first), class_names.index(second)
+        order[a], order[b] = b, a
+    return order
+
+
 class RandMirrord(RandomizableTransform, MapTransform):
     """Mirror a scan left to right, and give the organs of either side the name that they then have.
 
@@ -21,14 +45,14 @@ class RandMirrord(RandomizableTransform, MapTransform):
     Args:
         keys: images and labels (C, H, W, D), in RAS order, so that the first spatial axis runs from left to right.
         class_names: names of label values 1..K.
-        mirrored_classes: pairs of class names that are each other's mirror image; other classes keep their value.
+        mirrored_classes: pairs of class names, as in `mirrored_classes_order`.
         prob: probability to mirror.
         label_key: which of `keys` is the label.
         annotated_key: entry (K,) that says which classes are annotated (see `AnnotatedClassesd`); may be absent.
         allow_missing_keys: skip keys that are absent.
 
     Raises:
-        InputError: a pair that is not two different class names, or a class in two pairs.
+        InputError: as `mirrored_classes_order`.
     """
 
     def __init__(
@@ -43,18 +67,8 @@ class RandMirrord(RandomizableTransform, MapTransform):
     ) -> None:
         MapTransform.__init__(self, keys, allow_missing_keys)
         RandomizableTransform.__init__(self, prob)
-        named = [name for pair in mirrored_classes for name in pair]
-        paired = all(len(pair) == 2 for pair in mirrored_classes) and len(set(named)) == len(named)
-        if not paired or not set(named) <= set(class_names):
-            raise InputError(
-                f"mirrored_classes must be pairs of different names out of {list(class_names)} but are "
-                f"{list(mirrored_classes)}; name the left and right organs of your classes, or [] where there are none"
-            )
-        # value k becomes mirrored_value[k]
-        self.mirrored_value = torch.arange(len(class_names) + 1)
-        for first, second in mirrored_classes:
-            a, b = class_names.index(first) + 1, class_names.index(second) + 1
-            self.mirrored_value[a], self.mirrored_value[b] = b, a
+        self.order = torch.tensor(mirrored_classes_order(class_names, mirrored_classes), dtype=torch.long)
+        self.mirrored_value = torch.cat([self.order.new_zeros(1), self.order + 1])  # what label value k becomes
         self.label_key, self.annotated_key = label_key, annotated_key
         self.flip = Flip(spatial_axis=0)
 
@@ -69,5 +83,5 @@ class RandMirrord(RandomizableTransform, MapTransform):
                 # in place, so that a MetaTensor stays one
                 d[key] = d[key].copy_(self.mirrored_value[d[key].long()])
         if self.annotated_key in d:
-            d[self.annotated_key] = d[self.annotated_key][self.mirrored_value[1:] - 1]
+            d[self.annotated_key] = d[self.annotated_key][self.order]
         return d

@@ -46,6 +46,19 @@ def test_a_bundle_has_every_file(name):
     assert not list((BUNDLES / name).rglob("*.py"))
 
 
+@pytest.mark.parametrize("file", ["evaluate", "inference"])
+def test_scans_are_also_run_mirrored_only_where_the_pairs_of_the_classes_are_known(file):
+    parser = config("head_neck_ct_segmentation", file)
+    assert parser.get_parsed_content("inferer").mirrored == [0, 1, 3, 2, 4, 5, 6]
+    for changes, expected in (
+        ({"class_names": ["LeftKidney", "Liver", "RightKidney"]}, None),
+        ({"mirrored_classes": [["RightKidney", "LeftKidney"]]}, [2, 1, 0]),
+        ({"mirrored": False}, None),
+    ):
+        parser.update(changes)
+        assert parser.get_parsed_content("inferer").mirrored == expected
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_configs_agree_on_what_they_share(name):
     configs = {file: config(name, file).get() for file in ("train", "evaluate", "inference")}

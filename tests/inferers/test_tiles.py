@@ -71,6 +71,20 @@ def test_a_scan_that_fits_the_memory_is_run_once_and_whole():
         assert torch.allclose(TiledInferer((16, 16, 16))(image, network), network(image), atol=1e-5)
 
 
+@pytest.mark.parametrize("tile", ["auto", (16, 16, 16)])
+def test_mirrored_inference_gives_the_mirror_image_for_the_mirror_image(tile):
+    network, image = segmentation_network(), torch.rand(1, 1, 24, 16, 16)
+    inferer = TiledInferer((16, 16, 16), tile, mirrored=[0, 2, 1])
+    with torch.no_grad():
+        logits = inferer(image, network)
+        mirrored = inferer(image.flip(2), network)
+        assert torch.allclose(mirrored.flip(2)[:, [0, 2, 1]], logits, atol=1e-5)
+        if tile == "auto":
+            expected = (network(image) + network(image.flip(2)).flip(2)[:, [0, 2, 1]]) / 2
+            assert torch.allclose(logits, expected, atol=1e-5)
+            assert not torch.allclose(logits, network(image), atol=1e-2)
+
+
 def test_a_scan_smaller_than_the_training_crop_is_padded_on_both_sides():
     image, recorder = torch.rand(1, 1, 5, 30, 8) + 1, Recorder()
     seen = []
