@@ -16,7 +16,7 @@ from .openvino_network import OpenVINONetwork
 
 BACKENDS = ("torch", "openvino")
 SLAB_ELEMENTS = 2**22  # 16 MB in single precision
-MIN_SLAB_ROWS = 16  # the rows that are computed twice are few beside them
+MIN_SLAB_ROWS = 32  # the rows that are computed twice are few beside them
 
 
 def fold_batch_norm(network: nn.Module) -> nn.Module:

@@ -29,8 +29,7 @@ def image_of(settings: Settings, shape: Sequence[int]) -> Tensor:
 def config_of(settings: Settings) -> tuple[Any, Any]:
     """The bundle's inference config and its network, with the released weights, or random ones where there are none."""
     torch.manual_seed(0)
-    # the reference does not average a scan with its mirror image either
-    config = bundle_config(BUNDLE, "inference", device=torch.device(settings.device), mirrored=False)
+    config = bundle_config(BUNDLE, "inference", device=torch.device(settings.device))
     network = config.get_parsed_content("network").eval()
     weights = BUNDLES / BUNDLE / "models" / "model.pt"
     if weights.is_file():

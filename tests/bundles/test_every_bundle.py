@@ -47,14 +47,13 @@ def test_a_bundle_has_every_file(name):
 
 
 @pytest.mark.parametrize("file", ["evaluate", "inference"])
-def test_scans_are_also_run_mirrored_only_where_the_pairs_of_the_classes_are_known(file):
+def test_scans_are_also_run_mirrored_where_that_is_asked_for(file):
     parser = config("head_neck_ct_segmentation", file)
-    assert parser.get_parsed_content("inferer").mirrored == [0, 1, 3, 2, 4, 5, 6]
-    for changes, expected in (
-        ({"class_names": ["LeftKidney", "Liver", "RightKidney"]}, None),
-        ({"mirrored_classes": [["RightKidney", "LeftKidney"]]}, [2, 1, 0]),
-        ({"mirrored": False}, None),
-    ):
+    kidneys = {
+        "class_names": ["LeftKidney", "Liver", "RightKidney"],
+        "mirrored_classes": [["RightKidney", "LeftKidney"]],
+    }
+    for changes, expected in (({}, None), ({"mirrored": True}, [0, 1, 3, 2, 4, 5, 6]), (kidneys, [2, 1, 0])):
         parser.update(changes)
         assert parser.get_parsed_content("inferer").mirrored == expected
 
