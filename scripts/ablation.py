@@ -11,12 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import fire
+from monai.bundle import ConfigParser
 
 from custom_components.errors import InputError
 from custom_components.evidence import (
     ROWS,
     UNTRAINED,
+    as_counts,
     as_list,
+    check_heads,
     intensities_of_rows,
     make_cells,
     pretrain_rows,
@@ -66,8 +69,15 @@ def ablation(
     output, folder = Path(str(output_dir)), BUNDLES / bundle
     shared = {**settings, "cache_dir": output / "cache"}
     scans = {"dataset_dir": pretraining_data or dataset_dir, "max_steps": max_steps}
+    # what is wrong is told before the pre-trainings, which take hours
+    if not (folder / "configs" / "train.json").is_file():
+        raise InputError(f"{bundle}: is not a bundle of {BUNDLES}; name one such as hippocampus_mri_segmentation")
+    check_heads(as_list(heads))
+    counts = as_counts(num_labelled)
+    # the pre-trainings hold out the scans that the segmentations are scored on
+    config = ConfigParser.load_config_file(folder / "configs" / "train.json")
+    scans.update({key: config[key] for key in ("num_folds", "fold") if key in config and key not in settings})
     files = pretrain_rows(BUNDLES / pretraining, output, {**shared, **scans}, as_list(overrides), as_list(rows))
-    counts = [None if count == "all" else int(count) for count in as_list(num_labelled)]
     backbones = {UNTRAINED: None, **files}
     intensities = intensities_of_rows(BUNDLES / pretraining, as_list(rows))
     subsets = [int(seed) for seed in as_list(seeds)]

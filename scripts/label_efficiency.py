@@ -17,6 +17,7 @@ from monai.bundle import ConfigParser
 from custom_components.errors import InputError
 from custom_components.evidence import (
     UNTRAINED,
+    as_counts,
     as_list,
     label_efficiency_figure,
     make_cells,
@@ -77,7 +78,7 @@ def label_efficiency(
     released = _released_backbone(folder)
     if released.is_file() and "released" not in files:
         files["released"] = str(released)
-    counts = [None if count in ("all", None) else int(count) for count in as_list(num_labelled)]
+    counts = as_counts(num_labelled)
     cells = make_cells(folder, files, counts, as_list(heads), [int(seed) for seed in as_list(seeds)], backbone_settings)
     common = {"dataset_dir": dataset_dir, **settings}
     training = {head: {"max_steps": count, "cache_dir": output / "cache"} for head, count in (steps or {}).items()}

@@ -9,6 +9,7 @@ import importlib.util
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import fire
@@ -69,8 +70,12 @@ def _prepare(
     folder = app / "monaibundle"
     if not folder.is_dir():
         app.mkdir(parents=True, exist_ok=True)
-        download = ["apps", "--download", "--name", "monaibundle", "--output", str(app)]
-        subprocess.run([sys.executable, "-m", "monailabel.main", *download], check=True, stdout=subprocess.DEVNULL)
+        with tempfile.TemporaryDirectory(dir=app, prefix=".monaibundle_") as temporary:
+            download = ["apps", "--download", "--name", "monaibundle", "--output", temporary]
+            command = [sys.executable, "-m", "monailabel.main", *download]
+            if subprocess.run(command, stdout=subprocess.DEVNULL).returncode != 0:
+                raise InputError(f"{folder}: MONAI Label could not write its app there; its output above says why")
+            (Path(temporary) / "monaibundle").rename(folder)
     for name in names:
         add_model(BUNDLES / name, folder / "model", labels)
     command = [sys.executable, "-m", "monailabel.main", "start_server", "--app", str(folder)]

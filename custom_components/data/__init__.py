@@ -7,7 +7,7 @@ from .headers import DataError
 from .layouts import read_amos, read_btcv
 from .loading import LoadScan, LoadScand, scan_grid
 from .phantoms import PHANTOM_CLASSES, PHANTOM_SIZES, make_phantom, phantom_affine, write_phantoms
-from .splits import few_label_subset, split_datalist
+from .splits import digest_of_cases, few_label_subset, split_datalist
 from .writer import ExactNiftiWriter
 
 __all__ = [
@@ -22,6 +22,7 @@ __all__ = [
     "case_name",
     "checked",
     "class_names_of",
+    "digest_of_cases",
     "few_label_subset",
     "list_scans",
     "make_phantom",

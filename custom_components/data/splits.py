@@ -123,6 +123,11 @@ def few_label_subset(
     return chosen
 
 
+def digest_of_cases(items: Sequence[Mapping[str, Any]]) -> str:
+    """Twelve digits that stand for these scans, in any order: of their case names, or of the files of unnamed ones."""
+    return _digest("\n".join(sorted(str(item.get("case", item.get("image"))) for item in items)))[:12]
+
+
 def _digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 

@@ -2,7 +2,7 @@
 
 from .ablation import ROWS, Row, intensities_of_rows, pretrain_rows
 from .figures import label_efficiency_figure
-from .grid import HEADS, UNTRAINED, Cell, as_list, bundle_command, make_cells, run_cells
+from .grid import HEADS, UNTRAINED, Cell, as_counts, as_list, bundle_command, check_heads, make_cells, run_cells
 from .report import require_all, summary_table, write_results
 from .statistics import CASE_COLUMNS, SUMMARY_COLUMNS, case_rows, summarise
 
@@ -14,9 +14,11 @@ __all__ = [
     "Row",
     "SUMMARY_COLUMNS",
     "UNTRAINED",
+    "as_counts",
     "as_list",
     "bundle_command",
     "case_rows",
+    "check_heads",
     "intensities_of_rows",
     "label_efficiency_figure",
     "make_cells",

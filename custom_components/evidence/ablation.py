@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from custom_components.errors import InputError
 
-from .grid import bundle_command, run_logged
+from .grid import bundle_command, require_same, run_logged
 
 BASELINE = "vox2vec_baseline"
 
@@ -73,7 +73,7 @@ def pretrain_rows(
         Name of the row -> its weight file.
 
     Raises:
-        InputError: an unknown row or override, or a pre-training failed.
+        InputError: an unknown row or override, a pre-training that failed, or one with other settings in its folder.
     """
     unknown = sorted(set(rows) - set(ROWS))
     if unknown:
@@ -87,6 +87,8 @@ def pretrain_rows(
     for name in tqdm(rows, unit="pre-training"):
         folder, row = output_dir / "pretraining" / name, ROWS[name]
         files[name] = str(folder / "model.pt")
+        made_of = {key: value for key, value in settings.items() if key != "cache_dir"}
+        require_same(folder, {"overrides": list(overrides), "settings": made_of})
         if Path(files[name]).is_file():
             continue
         configs = ["train", *overrides, *([BASELINE] if row.baseline else [])]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import os
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from custom_components.delivery import file_digest
 from custom_components.errors import InputError
 
 UNTRAINED = "untrained"
@@ -57,6 +59,14 @@ class Cell:
         """Where the cell's training, scores and log are."""
         run = f"{self.labels}_labelled_seed_{self.seed}"
         return output_dir / "runs" / self.bundle.name / self.backbone / self.head / run
+
+    def made_of(self, settings: Mapping[str, Any], training: Mapping[str, Any]) -> dict[str, Any]:
+        """What decides on the scores, beside what names the folder; arguments as in `commands`."""
+        return {
+            "weights": None if self.weights is None else file_digest(self.weights),
+            "settings": {**settings, **self.settings},
+            "training": {key: value for key, value in training.items() if key != "cache_dir"},
+        }
 
     def commands(self, output_dir: Path, settings: Mapping[str, Any], training: Mapping[str, Any]) -> list[list[str]]:
         """The two `monai.bundle run` commands, training and evaluation.
@@ -113,6 +123,53 @@ def run_logged(commands: Sequence[Sequence[str]], folder: Path, environment: Map
         )
 
 
+def require_same(folder: Path, made_of: Mapping[str, Any]) -> None:
+    """Keep what a training is made of in `folder/made_of.json`, and refuse a folder that holds another one.
+
+    Raises:
+        InputError: the folder's training has other settings or weights.
+    """
+    # as it comes back from the file
+    wanted = json.loads(json.dumps(dict(made_of), default=str))
+    path = folder / "made_of.json"
+    if path.is_file():
+        found = json.loads(path.read_text())
+        differing = [key for key in wanted if found.get(key) != wanted[key]]
+        if differing:
+            key = differing[0]
+            raise InputError(
+                f"{folder}: was made with {key}={found.get(key)}, this one has {key}={wanted[key]}; "
+                "use the same, another output_dir, or remove that folder"
+            )
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(wanted, indent=4) + "\n")
+
+
+def check_heads(heads: Iterable[str]) -> None:
+    """Raises an `InputError` that names the heads that are not among `HEADS`."""
+    unknown = sorted(set(heads) - set(HEADS))
+    if unknown:
+        raise InputError(f"heads: must be of {', '.join(HEADS)} but {', '.join(unknown)} came")
+
+
+def as_counts(values: Any) -> list[int | None]:
+    """Numbers of labelled scans of an option of the command line: None for "all".
+
+    Raises:
+        InputError: neither a whole number of at least 1 nor "all".
+    """
+    counts: list[int | None] = []
+    for value in as_list(values):
+        if value in ("all", None):
+            counts.append(None)
+        elif str(value).isdecimal() and int(value) >= 1:
+            counts.append(int(value))
+        else:
+            raise InputError(f"num_labelled: must be numbers of scans, or all, but {value} came")
+    return counts
+
+
 def make_cells(
     bundle: Path,
     backbones: Mapping[str, str | None],
@@ -133,9 +190,7 @@ def make_cells(
         InputError: an unknown head, a weight file that is not there, settings of a backbone that is not among them.
     """
     heads = list(heads)
-    unknown = sorted(set(heads) - set(HEADS))
-    if unknown:
-        raise InputError(f"heads: must be of {', '.join(HEADS)} but {', '.join(unknown)} came")
+    check_heads(heads)
     files = {name: None if weights is None else Path(weights) for name, weights in backbones.items()}
     for name, file in files.items():
         if file is not None and not file.is_file():
@@ -166,7 +221,12 @@ def run_cells(
 
     Returns:
         The cells that failed; each has its output in `log.txt`.
+
+    Raises:
+        InputError: a cell's folder holds a training with other settings or weights; nothing is run then.
     """
+    for cell in cells:
+        require_same(cell.folder(output_dir), cell.made_of(settings, (training or {}).get(cell.head, {})))
     threads = max((os.cpu_count() or 1) // jobs, 1)
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)} if jobs > 1 else dict(os.environ)
     open_cells = [cell for cell in cells if not (cell.folder(output_dir) / "metrics.csv").is_file()]

@@ -29,7 +29,12 @@ def summary_table(summary: Sequence[dict[str, Any]]) -> str:
         f"{'backbone':<{width}}{'head':<18}{'labels':>7}{'seeds':>7}{'Dice':>8}  {'95% interval':<16}"
         "difference to scratch"
     ]
-    for row in sorted(summary, key=lambda row: (row["head"], row["num_labelled"], row["backbone"])):
+
+    def order(row: dict[str, Any]) -> tuple[str, float, str]:
+        count = row["num_labelled"]
+        return row["head"], float("inf") if count == "all" else float(count), row["backbone"]
+
+    for row in sorted(summary, key=order):
         interval = "" if row["dice_low"] is None else f"{row['dice_low']:.3f} to {row['dice_high']:.3f}"
         line = f"{row['backbone']:<{width}}{row['head']:<18}{row['num_labelled']:>7}{row['seeds']:>7}"
         line += f"{row['dice']:>8.3f}  {interval:<16}"

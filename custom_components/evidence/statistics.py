@@ -58,7 +58,7 @@ def summarise(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         groups.setdefault((row["bundle"], row["backbone"], row["head"], row["num_labelled"]), []).append(row)
     summary = []
     for (bundle, backbone, head, count), group in groups.items():
-        values = _table(group)
+        values = _table(group, *_keys(group))
         low, high = _interval(values)
         distances = [row["hd95_mm"] for row in group if row["hd95_mm"] is not None and math.isfinite(row["hd95_mm"])]
         result = {
@@ -77,19 +77,27 @@ def summarise(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         scratch = groups.get((bundle, UNTRAINED, "finetune", count))
         if scratch is not None and scratch is not group:
             seeds = {row["seed"] for row in group} & {row["seed"] for row in scratch}
-            pair = [_table([row for row in side if row["seed"] in seeds]) for side in (group, scratch)]
-            if seeds and pair[0].shape == pair[1].shape:
-                result.update(zip(DIFFERENCE, _difference(pair[0] - pair[1])))
+            pair = [[row for row in side if row["seed"] in seeds] for side in (group, scratch)]
+            # the scans that both were scored on, each with itself
+            cases, classes = (sorted(set(one) & set(other)) for one, other in zip(*map(_keys, pair)))
+            if cases and classes:
+                first, second = (_table(side, cases, classes) for side in pair)
+                result.update(zip(DIFFERENCE, _difference(first - second)))
         summary.append(result)
     return summary
 
 
-def _table(rows: Sequence[dict[str, Any]]) -> np.ndarray:
-    """Dice (cases, classes), averaged over seeds; NaN where a class is not annotated."""
+def _keys(rows: Sequence[dict[str, Any]]) -> tuple[list[str], list[str]]:
+    """The cases and the classes of rows, sorted."""
     cases, classes = (sorted({row[key] for row in rows}) for key in ("case", "class"))
+    return cases, classes
+
+
+def _table(rows: Sequence[dict[str, Any]], cases: Sequence[str], classes: Sequence[str]) -> np.ndarray:
+    """Dice (cases, classes), averaged over seeds; NaN where a class is not annotated."""
     total, count = np.zeros((2, len(cases), len(classes)))
     for row in rows:
-        if row["dice"] is not None:
+        if row["dice"] is not None and row["case"] in cases and row["class"] in classes:
             place = cases.index(row["case"]), classes.index(row["class"])
             total[place] += row["dice"]
             count[place] += 1
@@ -119,6 +127,7 @@ def _interval(values: np.ndarray) -> tuple[float | None, float | None]:
 
 def _difference(values: np.ndarray) -> tuple[float, float | None, float | None, float | None]:
     low, high = _interval(values)
-    by_case = np.nanmean(values, axis=1)
+    # a scan in which no class is annotated says nothing
+    by_case = np.nanmean(values[~np.isnan(values).all(axis=1)], axis=1)
     p_value = float(stats.wilcoxon(by_case).pvalue) if by_case.any() else 1.0
     return _macro_mean(values), low, high, p_value

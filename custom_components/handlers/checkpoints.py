@@ -9,6 +9,7 @@ import json
 import logging
 import time
 from collections.abc import Mapping
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from torch import nn
 
 from custom_components.errors import InputError
 from custom_components.networks import load_weights, save_checkpoint, save_weights
+from custom_components.networks.weight_files import provenance_path
 from custom_components.provenance import git_commit, training_record
 
 logger = logging.getLogger(__name__)
@@ -125,16 +127,17 @@ class BestWeights:
     Args:
         network: the network to keep (not its distributed wrapper).
         folder: folder of the file.
-        resume: False forgets an earlier best.
+        resume: an earlier best is kept where there is a training to go on with, `folder/last.pt`. Without one it is of
+            another training, which may have been stopped in its first epoch; False forgets it in any case.
     """
 
     def __init__(self, network: nn.Module, folder: str | Path, resume: bool = True) -> None:
         self.network, self.path = network, Path(folder) / "best.pt"
         self.best = float("-inf")
-        if self.path.is_file() and resume:
-            self.best = torch.load(self.path, map_location="cpu", weights_only=True)["metric"]
+        if not (resume and self.path.with_name("last.pt").is_file()):
+            self.path.unlink(missing_ok=True)  # several processes may come here at a time
         elif self.path.is_file():
-            self.path.unlink()
+            self.best = torch.load(self.path, map_location="cpu", weights_only=True)["metric"]
 
     def attach(self, engine: Any) -> None:
         engine.add_event_handler(Events.EPOCH_COMPLETED, self)
@@ -178,17 +181,19 @@ class ReleaseWeights:
         self.settings = dict(settings or {})
         # now, because the checkout may change while the training runs
         self.commit = git_commit()
+        self.started = datetime.now(timezone.utc).isoformat(timespec="seconds")
         self.seconds, self._since = 0.0, time.monotonic()
         self.optimizer = optimizer
         self.steps_made = 0
 
     def state_dict(self) -> dict[str, Any]:
-        """Training time so far, so that it adds up over restarts, and the commit that the training started from."""
-        return {"seconds": self.seconds + time.monotonic() - self._since, "commit": self.commit}
+        """Training time so far, so that it adds up over restarts; when the training started, and from which commit."""
+        seconds = self.seconds + time.monotonic() - self._since
+        return {"seconds": seconds, "commit": self.commit, "started": self.started}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.seconds, self._since = state["seconds"], time.monotonic()
-        self.commit = state.get("commit", self.commit)
+        self.commit, self.started = state.get("commit", self.commit), state.get("started", self.started)
 
     def attach(self, engine: Any) -> None:
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._count)
@@ -200,7 +205,7 @@ class ReleaseWeights:
     def __call__(self, engine: Any) -> None:
         if engine.state.rank != 0:
             return
-        if self.steps_made == 0 and self.path.is_file():
+        if self.steps_made == 0 and self._written(engine.state.iteration):
             logger.info("the training was finished before; %s stays as it is", self.path)
             return
         record = {**self.settings, **self.provenance(engine)}
@@ -214,7 +219,16 @@ class ReleaseWeights:
         save_weights(self.network, self.path, {**record, "selection": self.selection})
         logger.info("wrote %s (the %s network)", self.path, self.selection)
 
+    def _written(self, steps: int) -> bool:
+        """Whether `path` is what this training writes after so many steps, and not an earlier one's."""
+        try:
+            record = json.loads(provenance_path(self.path).read_text())
+        except (OSError, ValueError):
+            return False
+        return self.path.is_file() and (record.get("started"), record.get("steps")) == (self.started, steps)
+
     def provenance(self, engine: Any) -> dict[str, Any]:
         """Command, steps, time and machine of this training."""
         seconds = self.state_dict()["seconds"]
-        return training_record(self.commit, engine.state.iteration, seconds, engine.state.device)
+        record = training_record(self.commit, engine.state.iteration, seconds, engine.state.device)
+        return {**record, "started": self.started}

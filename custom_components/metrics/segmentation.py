@@ -80,7 +80,9 @@ class SegmentationScores(Metric):
 
     def update(self, output: dict[str, Any]) -> None:
         """Score one case."""
-        prediction, truth = (torch.as_tensor(output[key])[0].round().to(torch.int16) for key in ("pred", "label"))
+        # a label on its own grid comes from the CPU, whatever the device of the rest
+        volumes = (torch.as_tensor(output[key])[0].cpu() for key in ("pred", "label"))
+        prediction, truth = (volume.round().to(torch.int16) for volume in volumes)
         if prediction.shape != truth.shape:
             raise ValueError(
                 f"{output['case']}: the prediction is {tuple(prediction.shape)} but the label is {tuple(truth.shape)}"

@@ -31,6 +31,15 @@ def test_rows_differ_in_what_they_say_and_are_probed_alike(mri_phantoms, tmp_pat
     assert "local_augmentations" in capsys.readouterr().out
     monkeypatch.setattr("subprocess.run", lambda *args, **kwargs: pytest.fail("what is finished was run again"))
     ablation(**given, **SMALL, class_names=CLASSES["class_names"])
+    with pytest.raises(InputError, match="pretraining/vox2vec: was made with settings=.*use the same"):
+        ablation(**{**given, "max_steps": 3}, **SMALL, class_names=CLASSES["class_names"])
+
+
+def test_what_is_wrong_is_told_before_any_pretraining(tmp_path, monkeypatch):
+    monkeypatch.setattr("subprocess.run", lambda *args, **kwargs: pytest.fail("a pre-training was run"))
+    for wrong in ({"heads": "linar"}, {"bundle": "hippocampus"}, {"num_labelled": "few"}):
+        with pytest.raises(InputError, match="linar|hippocampus: is not a bundle|few"):
+            ablation(str(tmp_path), "data", **wrong)
 
 
 def test_an_unknown_row_or_config_is_named(tmp_path):

@@ -25,6 +25,13 @@ def trained(request, run_bundle, tmp_path_factory):
     return name, data, output
 
 
+def test_another_fold_in_the_same_folder_is_refused(trained, command_line):
+    name, data, output = trained
+    settings = {**SMALL, **SHORT, "pretrained": "none", "head_epochs": 1, "fold": 2}
+    failed = command_line(name, "train", dataset_dir=data, output_dir=output, **settings)
+    assert failed.returncode != 0 and "last.pt: was written by a training with cases=" in failed.stderr
+
+
 def rows_of(path):
     with open(path, newline="") as file:
         return list(csv.DictReader(file))

@@ -2,7 +2,7 @@ import hashlib
 
 import pytest
 
-from custom_components.data import DataError, few_label_subset, read_datalist, split_datalist
+from custom_components.data import DataError, digest_of_cases, few_label_subset, read_datalist, split_datalist
 
 PARTS = ("train", "validation", "test")
 
@@ -168,6 +168,14 @@ def test_ct_and_mri_of_a_real_patient_are_never_on_two_sides(real_data):
     both = read_datalist([real_data / "SoftTissueSarcoma_CT", real_data / "SoftTissueSarcoma_MRI"], labelled=False)
     assert len(both) == 80 and len(set(cases(both))) < 80
     assert set(cases(split_datalist(both, "test"))).isdisjoint(cases(split_datalist(both, "pretrain")))
+
+
+def test_the_digest_is_that_of_the_scans_in_any_order():
+    items = scans(20)
+    digest = digest_of_cases(items)
+    assert len(digest) == 12 and digest_of_cases(items[::-1]) == digest
+    assert digest_of_cases(items[:-1]) != digest != digest_of_cases(scans(20, prefix="other"))
+    assert digest_of_cases([{"image": "scan.nii.gz"}]) != digest_of_cases([{"image": "other.nii.gz"}])
 
 
 def test_the_first_real_head_and_neck_scan_has_every_organ(real_data):

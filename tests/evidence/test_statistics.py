@@ -1,4 +1,5 @@
 import csv
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -7,11 +8,14 @@ from scipy import stats
 from custom_components.errors import InputError
 from custom_components.evidence import (
     UNTRAINED,
+    as_counts,
     case_rows,
     intensities_of_rows,
     label_efficiency_figure,
     make_cells,
+    run_cells,
     summarise,
+    summary_table,
 )
 
 RNG = np.random.default_rng(0)
@@ -76,6 +80,54 @@ def test_only_seeds_that_both_have_are_compared_and_other_label_counts_are_not()
     assert summary["released", "4"]["difference"] == pytest.approx(0)
     assert summary["released", "4"]["p_value"] == 1.0
     assert summary["released", "8"]["difference"] is None
+
+
+def test_only_scans_that_both_were_scored_on_are_compared():
+    scratch, ours = rows_of(UNTRAINED, "finetune", 0.0), rows_of("released", "finetune", 0.05)
+    # a scan came to the data in between, and moved one out of the held-out ones
+    ours = [{**row, "case": "case_99" if row["case"] == "case_00" else row["case"]} for row in ours]
+    (row,) = (row for row in summarise(scratch + ours) if row["backbone"] == "released")
+    assert (row["cases"], row["difference"]) == (30, pytest.approx(0.05))
+    other = [{**row, "case": "other_" + row["case"]} for row in ours]
+    (row,) = (row for row in summarise(scratch + other) if row["backbone"] == "released")
+    assert row["difference"] is None and row["p_value"] is None
+
+
+def test_a_scan_in_which_nothing_is_annotated_changes_nothing():
+    skip = {("case_03", "A"), ("case_03", "B")}
+    rows = rows_of(UNTRAINED, "finetune", 0.0, skip=skip) + rows_of("released", "finetune", 0.05, skip=skip)
+    (row,) = (row for row in summarise(rows) if row["backbone"] == "released")
+    expected = np.full(29, 0.05)
+    assert row["difference"] == pytest.approx(0.05) and row["p_value"] == pytest.approx(stats.wilcoxon(expected).pvalue)
+
+
+def test_the_table_is_in_the_order_of_the_number_of_labels():
+    rows = [row for count in ("all", "16", "2", "1") for row in rows_of("ours", "linear", 0.0, count=count)]
+    lines = summary_table(summarise(rows)).splitlines()[1:]
+    assert [line.split()[2] for line in lines] == ["1", "2", "16", "all"]
+
+
+def test_a_folder_with_another_training_is_refused_before_anything_runs(tmp_path, monkeypatch):
+    (tmp_path / "w.pt").write_bytes(b"first")
+    cells = make_cells(tmp_path / "bundle", {"ours": str(tmp_path / "w.pt")}, [1], ["finetune"], [0])
+    done = SimpleNamespace(returncode=0)
+    monkeypatch.setattr("subprocess.run", lambda *args, **kwargs: done)
+    steps = {"finetune": {"max_steps": 600, "cache_dir": tmp_path / "cache"}}
+    assert run_cells(cells, tmp_path, {"dataset_dir": "d"}, steps) == []
+    # where the cache lies does not matter
+    assert run_cells(cells, tmp_path, {"dataset_dir": "d"}, {"finetune": {"max_steps": 600, "cache_dir": "c"}}) == []
+    with pytest.raises(InputError, match="1_labelled_seed_0: was made with training={'max_steps': 600}, this one has"):
+        run_cells(cells, tmp_path, {"dataset_dir": "d"}, {"finetune": {"max_steps": 2000}})
+    (tmp_path / "w.pt").write_bytes(b"second")
+    with pytest.raises(InputError, match="was made with weights="):
+        run_cells(cells, tmp_path, {"dataset_dir": "d"}, steps)
+
+
+def test_numbers_of_labelled_scans_are_read_from_an_option():
+    assert as_counts((1, "4", "all")) == [1, 4, None] and as_counts(8) == [8]
+    for wrong in ("few", 0, -1, 1.5):
+        with pytest.raises(InputError, match=f"num_labelled: must be numbers of scans, or all, but {wrong} came"):
+            as_counts(wrong)
 
 
 def test_a_grid_has_every_combination_once_and_few_labels_come_first(tmp_path):

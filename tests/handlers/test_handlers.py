@@ -200,10 +200,23 @@ def test_the_best_network_is_kept_also_over_a_restart(tmp_path):
     for value, metric in ((1.0, 0.5), (2.0, 0.7), (3.0, 0.6)):
         network.weight.data.fill_(value)
         best(evaluated(metric))
+    (tmp_path / "last.pt").touch()
     restarted = BestWeights(network, tmp_path)
     restarted(evaluated(0.65))
     stored = torch.load(tmp_path / "best.pt", weights_only=True)
     assert (stored["metric"], stored["network"]["weight"].item()) == (0.7, 2.0)
+
+
+@pytest.mark.parametrize("resume", [True, False])
+def test_the_best_network_of_a_training_without_a_checkpoint_is_another_training_s(tmp_path, resume):
+    network = torch.nn.Linear(1, 1, bias=False)
+    BestWeights(network, tmp_path)(evaluated(0.9))
+    if not resume:
+        (tmp_path / "last.pt").touch()
+    network.weight.data.fill_(3.0)
+    BestWeights(network, tmp_path, resume)(evaluated(0.2))
+    stored = torch.load(tmp_path / "best.pt", weights_only=True)
+    assert (stored["metric"], stored["network"]["weight"].item()) == (pytest.approx(0.2), 3.0)
 
 
 @pytest.mark.parametrize(("selection", "value"), [("best", 2.0), ("last", 3.0)])
@@ -239,6 +252,20 @@ def test_the_command_of_a_finished_training_leaves_its_weights_as_they_are(tmp_p
             before = (tmp_path / "model.json").read_text(), (tmp_path / "model.pt").stat().st_mtime_ns
     assert release.steps_made == 0
     assert ((tmp_path / "model.json").read_text(), (tmp_path / "model.pt").stat().st_mtime_ns) == before
+
+
+def test_a_prolonged_training_killed_before_it_wrote_its_weights_replaces_the_shorter_one_s(tmp_path):
+    network = torch.nn.Linear(2, 1)
+    for epochs, killed in ((1, False), (2, True), (2, False)):
+        engine = trainer(network, epochs=epochs)
+        release = ReleaseWeights(network, tmp_path / "model.pt")
+        LastCheckpoint(tmp_path, {"network": network, "release": release}).attach(engine)
+        if not killed:
+            release.attach(engine)
+        engine.start()
+    assert release.steps_made == 0
+    assert json.loads((tmp_path / "model.json").read_text())["steps"] == 6
+    assert torch.allclose(read_weights(tmp_path / "model.pt")["weight"], network.weight.half())
 
 
 def test_training_time_adds_up_over_restarts():
