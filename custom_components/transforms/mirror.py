@@ -52,7 +52,7 @@ class RandMirrord(RandomizableTransform, MapTransform):
         allow_missing_keys: skip keys that are absent.
 
     Raises:
-        InputError: as `mirrored_classes_order`.
+        InputError: as `mirrored_classes_order`, unless `prob` is 0 and nothing is ever mirrored.
     """
 
     def __init__(
@@ -67,7 +67,8 @@ class RandMirrord(RandomizableTransform, MapTransform):
     ) -> None:
         MapTransform.__init__(self, keys, allow_missing_keys)
         RandomizableTransform.__init__(self, prob)
-        self.order = torch.tensor(mirrored_classes_order(class_names, mirrored_classes), dtype=torch.long)
+        order = mirrored_classes_order(class_names, mirrored_classes if prob > 0 else ())
+        self.order = torch.tensor(order, dtype=torch.long)
         self.mirrored_value = torch.cat([self.order.new_zeros(1), self.order + 1])  # what label value k becomes
         self.label_key, self.annotated_key = label_key, annotated_key
         self.flip = Flip(spatial_axis=0)

@@ -66,3 +66,8 @@ def test_half_of_the_scans_are_mirrored_and_the_seed_decides_which():
 def test_pairs_that_are_no_pairs_of_classes_are_refused(pairs):
     with pytest.raises(ValueError, match="pairs of different names"):
         RandMirrord("label", NAMES, pairs)
+
+
+def test_pairs_of_other_classes_do_not_matter_where_nothing_is_mirrored():
+    mirror = RandMirrord(["image", "label"], ["Liver", "Spleen"], SIDES, prob=0.0)
+    assert torch.equal(torch.as_tensor(mirror(item())["label"]), torch.as_tensor(item()["label"]))
