@@ -126,13 +126,15 @@ def run_logged(commands: Sequence[Sequence[str]], folder: Path, environment: Map
 def require_same(folder: Path, made_of: Mapping[str, Any]) -> None:
     """Keep what a training is made of in `folder/made_of.json`, and refuse a folder that holds another one.
 
+    A training that failed before its first checkpoint holds nothing, and may be tried again with other settings.
+
     Raises:
         InputError: the folder's training has other settings or weights.
     """
     # as it comes back from the file
     wanted = json.loads(json.dumps(dict(made_of), default=str))
     path = folder / "made_of.json"
-    if path.is_file():
+    if path.is_file() and any((folder / name).is_file() for name in ("checkpoints/last.pt", "model.pt", "metrics.csv")):
         found = json.loads(path.read_text())
         differing = [key for key in wanted if found.get(key) != wanted[key]]
         if differing:

@@ -114,6 +114,10 @@ def test_a_folder_with_another_training_is_refused_before_anything_runs(tmp_path
     monkeypatch.setattr("subprocess.run", lambda *args, **kwargs: done)
     steps = {"finetune": {"max_steps": 600, "cache_dir": tmp_path / "cache"}}
     assert run_cells(cells, tmp_path, {"dataset_dir": "d"}, steps) == []
+    # nothing was trained yet, as where the first settings were wrong
+    assert run_cells(cells, tmp_path, {"dataset_dir": "e"}, steps) == []
+    assert run_cells(cells, tmp_path, {"dataset_dir": "d"}, steps) == []
+    (cells[0].folder(tmp_path) / "model.pt").touch()
     # where the cache lies does not matter
     assert run_cells(cells, tmp_path, {"dataset_dir": "d"}, {"finetune": {"max_steps": 600, "cache_dir": "c"}}) == []
     with pytest.raises(InputError, match="1_labelled_seed_0: was made with training={'max_steps': 600}, this one has"):

@@ -26,46 +26,29 @@ def unit(*shape, seed=0):
     return F.normalize(torch.randn(*shape, generator=generator, dtype=torch.float64), dim=-1)
 
 
+@pytest.mark.parametrize("exclude_within", [0.0, 6.2])
 @pytest.mark.parametrize("chunk", [3, 7, 4096])
 @pytest.mark.parametrize("negatives", ["scan", "batch"])
-def test_loss_and_gradient_equal_the_slow_definition(negatives, chunk):
-    first, second = unit(3, 5, 8, seed=1).requires_grad_(), unit(3, 5, 8, seed=2).requires_grad_()
-    valid = torch.ones(3, 5, dtype=torch.bool)
-    valid[1, 3:] = False
-    scan = torch.tensor([4, 9, 4])
-    loss = InfoNCE(0.1, negatives, chunk)(first, second, valid, scan)
-    gradients = torch.autograd.grad(loss, [first, second])
-
-    pairs = [(n, v) for n in range(3) for v in range(5) if valid[n, v]]
-    by_scan = [[p for p in pairs if scan[p[0]] == s] for s in (4, 9)]
-    expected = slow_info_nce(first, second, 0.1, by_scan if negatives == "scan" else [pairs])
-    expected_gradients = torch.autograd.grad(expected, [first, second])
-    assert torch.allclose(loss, expected, rtol=1e-12)
-    for ours, theirs in zip(gradients, expected_gradients):
-        assert torch.allclose(ours, theirs, atol=1e-12)
-
-
-@pytest.mark.parametrize("chunk", [3, 7, 4096])
-@pytest.mark.parametrize("negatives", ["scan", "batch"])
-def test_near_voxels_of_the_same_scan_are_no_negatives(negatives, chunk):
+def test_loss_and_gradient_equal_the_slow_definition(negatives, chunk, exclude_within):
     first, second = unit(3, 9, 8, seed=1).requires_grad_(), unit(3, 9, 8, seed=2).requires_grad_()
     valid = torch.ones(3, 9, dtype=torch.bool)
     valid[1, 5:] = False
     scan = torch.tensor([4, 9, 4])
     positions = torch.randint(0, 5, (3, 9, 3), generator=torch.Generator().manual_seed(3))
     spacing = torch.tensor([3.0, 1.0, 2.5])
-    loss = InfoNCE(0.1, negatives, chunk, exclude_within=6.2, spacing=spacing.tolist())
-    value = loss(first, second, valid, scan, positions)
-    gradients = torch.autograd.grad(value, [first, second])
+    info_nce = InfoNCE(0.1, negatives, chunk, exclude_within, spacing.tolist())
+    loss = info_nce(first, second, valid, scan, positions if exclude_within else None)
+    gradients = torch.autograd.grad(loss, [first, second])
 
     def near(one, other):
-        return bool(scan[one[0]] == scan[other[0]] and ((positions[one] - positions[other]) * spacing).norm() < 6.2)
+        distance = ((positions[one] - positions[other]) * spacing).norm()
+        return bool(scan[one[0]] == scan[other[0]] and distance < exclude_within)
 
     pairs = [(n, v) for n in range(3) for v in range(9) if valid[n, v]]
-    by_scan = [[p for p in pairs if scan[p[0]] == s] for s in (4, 9)]
-    expected = slow_info_nce(first, second, 0.1, by_scan if negatives == "scan" else [pairs], near)
-    assert expected < slow_info_nce(first, second, 0.1, by_scan if negatives == "scan" else [pairs])
-    assert torch.allclose(value, expected, rtol=1e-12)
+    groups = [[p for p in pairs if scan[p[0]] == s] for s in (4, 9)] if negatives == "scan" else [pairs]
+    expected = slow_info_nce(first, second, 0.1, groups, near)
+    assert (expected < slow_info_nce(first, second, 0.1, groups)) == (exclude_within > 0)
+    assert torch.allclose(loss, expected, rtol=1e-12)
     for ours, theirs in zip(gradients, torch.autograd.grad(expected, [first, second])):
         assert torch.allclose(ours, theirs, atol=1e-12)
 
