@@ -3,8 +3,8 @@
 from .ablation import ROWS, Row, intensities_of_rows, pretrain_rows
 from .figures import label_efficiency_figure
 from .grid import HEADS, UNTRAINED, Cell, as_counts, as_list, bundle_command, check_heads, make_cells, run_cells
-from .report import require_all, summary_table, write_results
-from .statistics import CASE_COLUMNS, SUMMARY_COLUMNS, case_rows, summarise
+from .report import markdown_table, require_all, summary_table, with_tables, write_results
+from .statistics import CASE_COLUMNS, SUMMARY_COLUMNS, case_rows, read_cases, summarise
 
 __all__ = [
     "CASE_COLUMNS",
@@ -22,10 +22,13 @@ __all__ = [
     "intensities_of_rows",
     "label_efficiency_figure",
     "make_cells",
+    "markdown_table",
     "pretrain_rows",
+    "read_cases",
     "require_all",
     "run_cells",
     "summarise",
     "summary_table",
+    "with_tables",
     "write_results",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from custom_components.errors import InputError
 from custom_components.metrics import write_csv
 
 from .grid import Cell
-from .statistics import CASE_COLUMNS, SUMMARY_COLUMNS, case_rows, summarise
+from .statistics import CASE_COLUMNS, SUMMARY_COLUMNS, case_rows, read_cases, summarise
 
 
 def write_results(cells: Sequence[Cell], output_dir: Path) -> list[dict[str, Any]]:
@@ -30,11 +31,7 @@ def summary_table(summary: Sequence[dict[str, Any]]) -> str:
         "difference to scratch"
     ]
 
-    def order(row: dict[str, Any]) -> tuple[str, float, str]:
-        count = row["num_labelled"]
-        return row["head"], float("inf") if count == "all" else float(count), row["backbone"]
-
-    for row in sorted(summary, key=order):
+    for row in sorted(summary, key=_order):
         interval = "" if row["dice_low"] is None else f"{row['dice_low']:.3f} to {row['dice_high']:.3f}"
         line = f"{row['backbone']:<{width}}{row['head']:<18}{row['num_labelled']:>7}{row['seeds']:>7}"
         line += f"{row['dice']:>8.3f}  {interval:<16}"
@@ -43,6 +40,58 @@ def summary_table(summary: Sequence[dict[str, Any]]) -> str:
             line += f"p = {row['p_value']:.2g}"
         lines.append(line)
     return "\n".join(lines)
+
+
+def _order(row: dict[str, Any]) -> tuple[str, float, str]:
+    count = row["num_labelled"]
+    return row["head"], float("inf") if count == "all" else float(count), row["backbone"]
+
+
+def markdown_table(summary: Sequence[dict[str, Any]], reference: str | None = None) -> str:
+    """The summary as a table in Markdown.
+
+    Args:
+        summary: as `summarise` gives it, with the same reference.
+        reference: what the differences are to; None: training from scratch.
+    """
+    lines = [
+        "| head | labelled scans | backbone | seeds | mean Dice | 95 % interval | "
+        f"difference to {reference or 'scratch'} | p |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for row in sorted(summary, key=_order):
+        interval = "" if row["dice_low"] is None else f"{row['dice_low']:.3f} to {row['dice_high']:.3f}"
+        difference = p_value = ""
+        if row["difference_low"] is not None:
+            difference = f"{row['difference']:+.3f} ({row['difference_low']:+.3f} to {row['difference_high']:+.3f})"
+            p_value = f"{row['p_value']:.2g}"
+        values = (row["head"], row["num_labelled"], row["backbone"], row["seeds"], f"{row['dice']:.3f}", interval)
+        lines.append("| " + " | ".join(str(value) for value in (*values, difference, p_value)) + " |")
+    return "\n".join(lines)
+
+
+BLOCK = re.compile(r"<!-- (?P<file>[\w./-]+\.csv) against (?P<reference>\S+): begin -->\n.*?<!-- end -->", re.DOTALL)
+
+
+def with_tables(document: str, folder: Path) -> str:
+    """A document with its tables made anew from the published scores of every case.
+
+    A table stands between `<!-- FILE.csv against REFERENCE: begin -->` and `<!-- end -->`, each on a line of its own.
+
+    Args:
+        document: Markdown.
+        folder: that the names of the files are relative to.
+
+    Raises:
+        InputError: a file is missing or no `cases.csv`.
+    """
+
+    def block(match: re.Match[str]) -> str:
+        reference = None if match["reference"] == "scratch" else match["reference"]
+        table = markdown_table(summarise(read_cases(folder / match["file"]), reference), reference)
+        return f"<!-- {match['file']} against {match['reference']}: begin -->\n{table}\n<!-- end -->"
+
+    return BLOCK.sub(block, document)
 
 
 def require_all(failed: Sequence[Cell], cells: Sequence[Cell], output_dir: Path) -> None:

@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
+from custom_components.errors import InputError
+
 from .grid import UNTRAINED, Cell
 
 CASE_COLUMNS = ("bundle", "backbone", "head", "num_labelled", "seed", "case", "class", "dice", "hd95_mm")
@@ -39,19 +41,46 @@ def case_rows(cells: Iterable[Cell], output_dir: Path) -> list[dict[str, Any]]:
         }
         with open(path, newline="") as file:
             for row in csv.DictReader(file):
-                scores = {name: float(row[name]) if row[name] else None for name in ("dice", "hd95_mm")}
+                scores = {name: _score(row[name]) for name in ("dice", "hd95_mm")}
                 rows.append({**about, "case": row["case"], "class": row["class"], **scores})
     return rows
 
 
-def summarise(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+def read_cases(path: str | Path) -> list[dict[str, Any]]:
+    """The rows of a `cases.csv`, as `case_rows` gives them.
+
+    Raises:
+        InputError: no such file, or not the columns of a `cases.csv`.
+    """
+    if not Path(path).is_file():
+        raise InputError(f"{path}: no such file; name a cases.csv as scripts.label_efficiency writes it")
+    with open(path, newline="") as file:
+        reader = csv.DictReader(file)
+        if tuple(reader.fieldnames or ()) != CASE_COLUMNS:
+            found = ",".join(reader.fieldnames or ())
+            raise InputError(f"{path}: the columns must be {','.join(CASE_COLUMNS)} but are {found}")
+        return [
+            {**row, "seed": int(row["seed"]), **{name: _score(row[name]) for name in ("dice", "hd95_mm")}}
+            for row in reader
+        ]
+
+
+def _score(text: str) -> float | None:
+    return float(text) if text else None
+
+
+def summarise(rows: Sequence[dict[str, Any]], reference: str | None = None) -> list[dict[str, Any]]:
     """One row a bundle, backbone, head and number of labelled scans.
 
     `dice` is the mean over classes of the mean over cases, of scores that are first averaged over seeds; its 95%
-    interval is a percentile bootstrap over the cases. `difference` is the same for the difference to training from
-    scratch (untrained backbone, head "finetune") with as many labels and the same seeds; its p-value is that of
-    Wilcoxon's signed-rank test on the cases. The intervals are for other scans, not for other trainings: the spread
-    over seeds is not in them.
+    interval is a percentile bootstrap over the cases. `difference` is the same for the difference to a reference with
+    as many labels and the same seeds; its p-value is that of Wilcoxon's signed-rank test on the cases. The intervals
+    are for other scans, not for other trainings: the spread over seeds is not in them.
+
+    Args:
+        rows: as `case_rows` and `read_cases` give them.
+        reference: name of a backbone, each of its heads the reference of the same head; None: training from scratch,
+            which is the untrained backbone fine-tuned, for every head.
     """
     groups: dict[tuple, list[dict[str, Any]]] = {}
     for row in rows:
@@ -74,10 +103,10 @@ def summarise(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
             "hd95_mm": float(np.mean(distances)) if distances else None,
             **dict.fromkeys(DIFFERENCE),
         }
-        scratch = groups.get((bundle, UNTRAINED, "finetune", count))
-        if scratch is not None and scratch is not group:
-            seeds = {row["seed"] for row in group} & {row["seed"] for row in scratch}
-            pair = [[row for row in side if row["seed"] in seeds] for side in (group, scratch)]
+        other = groups.get((bundle, reference or UNTRAINED, head if reference else "finetune", count))
+        if other is not None and other is not group:
+            seeds = {row["seed"] for row in group} & {row["seed"] for row in other}
+            pair = [[row for row in side if row["seed"] in seeds] for side in (group, other)]
             # the scans that both were scored on, each with itself
             cases, classes = (sorted(set(one) & set(other)) for one, other in zip(*map(_keys, pair)))
             if cases and classes:

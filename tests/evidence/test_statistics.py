@@ -1,4 +1,5 @@
 import csv
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -7,16 +8,20 @@ from scipy import stats
 
 from custom_components.errors import InputError
 from custom_components.evidence import (
+    CASE_COLUMNS,
     UNTRAINED,
     as_counts,
     case_rows,
     intensities_of_rows,
     label_efficiency_figure,
     make_cells,
+    read_cases,
     run_cells,
     summarise,
     summary_table,
+    with_tables,
 )
+from custom_components.metrics import write_csv
 
 RNG = np.random.default_rng(0)
 CASES = [f"case_{i:02d}" for i in range(30)]
@@ -105,6 +110,37 @@ def test_the_table_is_in_the_order_of_the_number_of_labels():
     rows = [row for count in ("all", "16", "2", "1") for row in rows_of("ours", "linear", 0.0, count=count)]
     lines = summary_table(summarise(rows)).splitlines()[1:]
     assert [line.split()[2] for line in lines] == ["1", "2", "16", "all"]
+
+
+def test_the_reference_of_a_head_can_be_another_backbone():
+    rows = rows_of("vox2vec", "linear", 0.0) + rows_of("ours", "linear", 0.02) + rows_of("ours", "finetune", 0.1)
+    summary = {(row["backbone"], row["head"]): row["difference"] for row in summarise(rows, "vox2vec")}
+    assert summary["ours", "linear"] == pytest.approx(0.02)
+    assert summary["vox2vec", "linear"] is None and summary["ours", "finetune"] is None
+
+
+def test_a_table_is_made_of_the_published_scores(tmp_path):
+    rows = rows_of(UNTRAINED, "finetune", 0.0) + rows_of("ours", "finetune", 0.05)
+    write_csv(tmp_path / "cases.csv", CASE_COLUMNS, rows)
+    document = "before\n<!-- cases.csv against scratch: begin -->\nold\n<!-- end -->\nafter <!-- end -->\n"
+    made = with_tables(document, tmp_path)
+    assert "| finetune | 4 | ours | 2 | 0.773 |" in made and "| +0.050 (+0.050 to +0.050) |" in made
+    assert made.startswith("before\n<!--") and made.endswith("<!-- end -->\nafter <!-- end -->\n") and "old" not in made
+    assert with_tables(made, tmp_path) == made
+
+
+def test_a_file_that_holds_no_scores_is_named(tmp_path):
+    with pytest.raises(InputError, match="absent.csv: no such file; name a cases.csv"):
+        read_cases(tmp_path / "absent.csv")
+    (tmp_path / "metrics.csv").write_text("case,class,dice,hd95_mm\n")
+    with pytest.raises(InputError, match="metrics.csv: the columns must be bundle,.* but are case,class,dice,hd95_mm"):
+        read_cases(tmp_path / "metrics.csv")
+
+
+def test_the_documents_tables_are_those_of_the_published_scores():
+    document = Path(__file__).parents[2] / "docs" / "EVIDENCE.md"
+    text = document.read_text()
+    assert with_tables(text, document.parent) == text, "run python -m scripts.evidence"
 
 
 def test_a_folder_with_another_training_is_refused_before_anything_runs(tmp_path, monkeypatch):
