@@ -11,7 +11,8 @@ STYLES = {"linear": "--", "linear_augmented": "-.", "nonlinear": ":", "finetune"
 
 
 def label_efficiency_figure(summary: Sequence[dict[str, Any]], title: str = "") -> Figure:
-    """Dice over the number of labelled scans (log axis, `all` at its right end), with the 95% intervals as bands.
+    """Dice over the number of labelled scans (log axis, `all` at its right end), with the 95% intervals as bands,
+    or as a bar where there is a single number.
 
     Args:
         summary: rows of `summarise`, of one bundle. A colour is a backbone, a line style is a head.
@@ -29,11 +30,14 @@ def label_efficiency_figure(summary: Sequence[dict[str, Any]], title: str = "") 
             if not rows:
                 continue
             x = [positions[row["num_labelled"]] for row in rows]
-            label = f"{backbone}, {head}"
-            axis.plot(x, [row["dice"] for row in rows], style, color=f"C{number}", marker="o", label=label)
+            label, colour = f"{backbone}, {head}", f"C{number}"
+            axis.plot(x, [row["dice"] for row in rows], style, color=colour, marker="o", label=label)
             if all(row["dice_low"] is not None for row in rows):
                 bounds = [row["dice_low"] for row in rows], [row["dice_high"] for row in rows]
-                axis.fill_between(x, *bounds, color=f"C{number}", alpha=0.12, linewidth=0)
+                if len(rows) > 1:
+                    axis.fill_between(x, *bounds, color=colour, alpha=0.12, linewidth=0)
+                else:  # a band would have no width
+                    axis.vlines(x, *bounds, color=colour, alpha=0.5)
     axis.set_xscale("log", base=2)
     shown = [name for name in positions if any(row["num_labelled"] == name for row in summary)]
     axis.set_xticks([positions[name] for name in shown], shown)

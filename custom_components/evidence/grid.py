@@ -19,6 +19,20 @@ from custom_components.delivery import file_digest
 from custom_components.errors import InputError
 
 UNTRAINED = "untrained"
+# what a training's `model.json` says that is another in every cell, or does not decide on the scores
+OF_ONE_CELL = {
+    "sha256",
+    "data",
+    "scans",
+    "cases",
+    "num_labelled",
+    "seed",
+    "pretrained",
+    "selection",
+    "command",
+    "commit",
+}
+OF_ONE_CELL |= {"minutes", "finished", "machine", "torch", "monai"}
 # head -> override merged on train.json, and run id
 HEADS: dict[str, tuple[list[str], str]] = {
     "linear": ([], "quick_probe"),
@@ -240,3 +254,27 @@ def run_cells(
     with ThreadPoolExecutor(jobs) as pool:
         bar = tqdm(pool.map(run, open_cells), total=len(open_cells), unit="training", disable=not open_cells)
         return [cell for cell, succeeded in zip(open_cells, bar) if not succeeded]
+
+
+def differing_recipes(cells: Iterable[Cell], output_dir: Path) -> list[str]:
+    """Sentences about finished cells of one head that were trained by other recipes, as after a default has changed.
+
+    What a backbone needs (`Cell.settings`) and the start of an untrained network's head may differ.
+    """
+    first: dict[tuple[str, str], tuple[Path, Any]] = {}
+    sentences = []
+    for cell in cells:
+        folder = cell.folder(output_dir)
+        if not (folder / "metrics.csv").is_file() or not (folder / "model.json").is_file():
+            continue
+        may_differ = OF_ONE_CELL | set(cell.settings) | ({"head_start"} if cell.weights is None else set())
+        for key, value in json.loads((folder / "model.json").read_text()).items():
+            if key in may_differ:
+                continue
+            other, wanted = first.setdefault((cell.head, key), (folder, value))
+            if value != wanted:
+                sentences.append(
+                    f"{folder}: was trained with {key}={value}, {other} with {key}={wanted}; "
+                    "remove the older of the two to have it trained again"
+                )
+    return sentences

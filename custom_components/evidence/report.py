@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,12 +11,19 @@ from typing import Any
 from custom_components.errors import InputError
 from custom_components.metrics import write_csv
 
-from .grid import Cell
+from .grid import Cell, differing_recipes
 from .statistics import CASE_COLUMNS, SUMMARY_COLUMNS, case_rows, read_cases, summarise
+
+logger = logging.getLogger(__name__)
 
 
 def write_results(cells: Sequence[Cell], output_dir: Path) -> list[dict[str, Any]]:
-    """Write `cases.csv`, a row a training, case and class, and `summary.csv`; returns the summary's rows."""
+    """Write `cases.csv`, a row a training, case and class, and `summary.csv`; returns the summary's rows.
+
+    Warns of cells whose recipes differ.
+    """
+    for sentence in differing_recipes(cells, output_dir):
+        logger.warning(sentence)
     rows = case_rows(cells, output_dir)
     summary = summarise(rows)
     write_csv(output_dir / "cases.csv", CASE_COLUMNS, rows)

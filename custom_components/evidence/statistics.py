@@ -20,7 +20,7 @@ CASE_COLUMNS = ("bundle", "backbone", "head", "num_labelled", "seed", "case", "c
 DIFFERENCE = ("difference", "difference_low", "difference_high", "p_value")
 SUMMARY_COLUMNS = (
     *("bundle", "backbone", "head", "num_labelled", "seeds", "cases"),
-    *("dice", "dice_low", "dice_high", "hd95_mm", *DIFFERENCE),
+    *("dice", "dice_low", "dice_high", "hd95_mm", "missed", *DIFFERENCE),
 )
 RESAMPLES = 2000
 
@@ -75,7 +75,8 @@ def summarise(rows: Sequence[dict[str, Any]], reference: str | None = None) -> l
     `dice` is the mean over classes of the mean over cases, of scores that are first averaged over seeds; its 95%
     interval is a percentile bootstrap over the cases. `difference` is the same for the difference to a reference with
     as many labels and the same seeds; its p-value is that of Wilcoxon's signed-rank test on the cases. The intervals
-    are for other scans, not for other trainings: the spread over seeds is not in them.
+    are for other scans, not for other trainings: the spread over seeds is not in them. `hd95_mm` is the mean over what
+    has a distance; `missed` counts the classes that have none, found where there are none or not found where there are.
 
     Args:
         rows: as `case_rows` and `read_cases` give them.
@@ -89,7 +90,8 @@ def summarise(rows: Sequence[dict[str, Any]], reference: str | None = None) -> l
     for (bundle, backbone, head, count), group in groups.items():
         values = _table(group, *_keys(group))
         low, high = _interval(values)
-        distances = [row["hd95_mm"] for row in group if row["hd95_mm"] is not None and math.isfinite(row["hd95_mm"])]
+        distances = [row["hd95_mm"] for row in group if row["hd95_mm"] is not None]
+        finite = [distance for distance in distances if math.isfinite(distance)]
         result = {
             "bundle": bundle,
             "backbone": backbone,
@@ -100,7 +102,8 @@ def summarise(rows: Sequence[dict[str, Any]], reference: str | None = None) -> l
             "dice": _macro_mean(values),
             "dice_low": low,
             "dice_high": high,
-            "hd95_mm": float(np.mean(distances)) if distances else None,
+            "hd95_mm": float(np.mean(finite)) if finite else None,
+            "missed": len(distances) - len(finite),
             **dict.fromkeys(DIFFERENCE),
         }
         other = groups.get((bundle, reference or UNTRAINED, head if reference else "finetune", count))

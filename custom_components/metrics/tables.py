@@ -9,7 +9,10 @@ from typing import Any
 
 
 def write_csv(path: str | Path, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
-    """Write rows as CSV, whole or not at all; numbers with four decimals, None as an empty field."""
+    """Write rows as CSV, whole or not at all.
+
+    Numbers have four decimals, or two digits where that would leave nothing of them (p-values); None is an empty field.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
@@ -18,5 +21,9 @@ def write_csv(path: str | Path, columns: Sequence[str], rows: Iterable[Mapping[s
         writer.writerow(columns)
         for row in rows:
             values = [row[column] for column in columns]
-            writer.writerow(["" if v is None else f"{v:.4f}" if isinstance(v, float) else v for v in values])
+            writer.writerow([_number(value) if isinstance(value, float) else value for value in values])
     partial.replace(path)
+
+
+def _number(value: float) -> str:
+    return f"{value:.1e}" if 0 < abs(value) < 0.001 else f"{value:.4f}"

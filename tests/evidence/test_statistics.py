@@ -1,14 +1,17 @@
 import csv
+import json
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from matplotlib.collections import LineCollection
 from scipy import stats
 
 from custom_components.errors import InputError
 from custom_components.evidence import (
     CASE_COLUMNS,
+    SUMMARY_COLUMNS,
     UNTRAINED,
     as_counts,
     case_rows,
@@ -20,6 +23,7 @@ from custom_components.evidence import (
     summarise,
     summary_table,
     with_tables,
+    write_results,
 )
 from custom_components.metrics import write_csv
 
@@ -163,6 +167,40 @@ def test_a_folder_with_another_training_is_refused_before_anything_runs(tmp_path
         run_cells(cells, tmp_path, {"dataset_dir": "d"}, steps)
 
 
+def test_cells_of_other_recipes_are_told_apart(tmp_path, caplog):
+    (tmp_path / "w.pt").touch()
+    backbones = {UNTRAINED: None, "ours": str(tmp_path / "w.pt")}
+    needs = {"ours": {"intensity_range": [0, 1]}}
+    cells = make_cells(tmp_path / "bundle", backbones, [1, 4], ["finetune"], [0], needs)
+    for cell in cells:
+        folder = cell.folder(tmp_path)
+        folder.mkdir(parents=True)
+        write_csv(folder / "metrics.csv", ("case", "class", "dice", "hd95_mm"), [])
+        ours = cell.backbone == "ours"
+        recipe = {"steps": 300, "seed": 0, "scans": cell.num_labelled, "head_start": "probe" if ours else "random"}
+        recipe["intensity_range"] = [0, 1] if ours else [0, 2]
+        (folder / "model.json").write_text(json.dumps(recipe))
+    write_results(cells, tmp_path)
+    assert not caplog.messages
+    (cells[-1].folder(tmp_path) / "model.json").write_text(json.dumps({"steps": 300, "head_start": "random"}))
+    write_results(cells, tmp_path)
+    (message,) = caplog.messages
+    assert "ours/finetune/4_labelled_seed_0: was trained with head_start=random" in message
+
+
+def test_small_p_values_and_missed_classes_are_in_the_summary(tmp_path):
+    rows = rows_of(UNTRAINED, "finetune", 0.0) + rows_of("ours", "finetune", 0.05)
+    rows[-1]["hd95_mm"] = float("inf")
+    summary = {row["backbone"]: row for row in summarise(rows)}
+    assert (summary["ours"]["missed"], summary[UNTRAINED]["missed"]) == (1, 0)
+    assert summary["ours"]["hd95_mm"] == 2.0 and summary["ours"]["p_value"] < 1e-4
+    write_csv(tmp_path / "summary.csv", SUMMARY_COLUMNS, summary.values())
+    with open(tmp_path / "summary.csv", newline="") as file:
+        written = {row["backbone"]: row for row in csv.DictReader(file)}
+    assert float(written["ours"]["p_value"]) == pytest.approx(summary["ours"]["p_value"], rel=0.05)
+    assert written["ours"]["dice"] == f"{summary['ours']['dice']:.4f}"
+
+
 def test_numbers_of_labelled_scans_are_read_from_an_option():
     assert as_counts((1, "4", "all")) == [1, 4, None] and as_counts(8) == [8]
     for wrong in ("few", 0, -1, 1.5):
@@ -231,3 +269,5 @@ def test_the_figure_has_a_line_a_backbone_and_head_with_all_labels_at_its_right_
     assert set(lines) == {"untrained, finetune", "released, finetune", "released, linear"}
     assert list(lines["released, finetune"].get_xdata()) == [4, 16]
     assert [text.get_text() for text in axis.get_xticklabels()] == ["4", "8", "all"]
+    # two lines of one number of labels, whose band would have no width
+    assert sum(isinstance(collection, LineCollection) for collection in axis.collections) == 2
