@@ -1,5 +1,7 @@
 """Phantoms written in the folder layouts and with the label values of BTCV and AMOS22."""
 
+import json
+
 import nibabel as nib
 import numpy as np
 
@@ -26,13 +28,20 @@ def write_btcv(folder, count=6):
     return folder
 
 
-def write_amos(folder, mri=6, ct=1):
-    for number in [*range(1, ct + 1), *range(507, 507 + mri)]:
-        part = "Va" if number == 507 else "Tr"
+def write_amos(folder, mri=6, ct=1, unlabelled=0):
+    """AMOS22 as downloaded: its dataset.json lists CT and MRI of `imagesTr` under "training", the rest elsewhere."""
+    lists = {"Tr": "training", "Va": "validation", "Ts": "test"}
+    listed = {name: [] for name in lists.values()}
+    for number in [*range(1, ct + 1), *range(507, 507 + mri + unlabelled)]:
+        part = "Va" if number == 507 else "Ts" if number >= 507 + mri else "Tr"
         name = f"amos_{number:04d}.nii.gz"
         modality = "CT" if number < 500 else "MRI"
-        write_phantom(modality, number, folder / f"images{part}" / name, folder / f"labels{part}" / name, AMOS_VALUES)
-    (folder / "dataset.json").write_text("{}")
+        image, label = folder / f"images{part}" / name, folder / f"labels{part}" / name
+        write_phantom(modality, number, image, label, AMOS_VALUES)
+        if part == "Ts":
+            label.unlink()
+        listed[lists[part]].append({"image": f"./images{part}/{name}", "label": f"./labels{part}/{name}"})
+    (folder / "dataset.json").write_text(json.dumps({"labels": {"0": "background", "1": "spleen"}, **listed}))
     return folder
 
 

@@ -60,7 +60,8 @@ def read_amos(
         labelled: whether every scan must have a label; if false, the test images (`imagesTs`) are listed too.
 
     Returns:
-        Items as those of `read_datalist`; `case` is `amos_0507`.
+        Items as those of `read_datalist`; `case` is `amos_0507`. The test images are a `folder` of their own, so that
+        a split of all holds out the same labelled scans as a split of the labelled ones.
 
     Raises:
         ValueError: unknown modality.
@@ -80,7 +81,12 @@ def read_amos(
             f"{folder}: no {modality} scan of AMOS found; looked for amos_*.nii.gz in imagesTr and imagesVa, "
             f"numbered {'from' if modality == 'MRI' else 'below'} {FIRST_AMOS_MRI}"
         )
-    return _items(folder, entries, num_classes, labelled)
+    items = _items(folder, entries, num_classes, labelled)
+    for item in items:
+        part = Path(item["image"]).parent
+        if part.name == f"images{AMOS_PARTS[2]}":
+            item["folder"] = str(part)
+    return items
 
 
 def _existing(dataset_dir: str | os.PathLike) -> Path:

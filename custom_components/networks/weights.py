@@ -209,14 +209,21 @@ def continue_pretraining(
     return network
 
 
-def load_weights(network: nn.Module, path: str | Path) -> nn.Module:
+def load_weights(network: nn.Module, path: str | Path, backbone_only: bool = False) -> nn.Module:
     """Load a whole network (backbone and heads) from a weight file.
 
     A `SegmentationNetwork` with `adapt_classes` takes the number of classes from the file.
 
+    Args:
+        network: is changed in place.
+        path: the weight file.
+        backbone_only: the network is used for the features of its backbone alone, so that the file need not have more.
+
     Raises:
         WeightsError: as `read_weights`, or where any key is missing, left over or of another shape.
     """
+    if backbone_only:
+        return load_pretrained_backbone(network, path)
     state = read_weights(path)
     if isinstance(network, SegmentationNetwork) and network.adapt_classes:
         network.take_num_classes(state)
@@ -224,6 +231,12 @@ def load_weights(network: nn.Module, path: str | Path) -> nn.Module:
     wrong = [key for key in own if key not in state or state[key].shape != own[key].shape]
     surplus = [key for key in state if key not in own]
     if wrong or surplus:
+        if _is_backbone_alone(state):
+            raise WeightsError(
+                f"{path}: a network with its heads was expected but the file holds a backbone alone; start a training "
+                "from it with --pretrained, or write its features with inference.json of a pre-training bundle and "
+                "--balanced False"
+            )
         key = (wrong or surplus)[0]
         has = tuple(state[key].shape) if key in state else "nothing"
         wants = tuple(own[key].shape) if key in own else "nothing"
@@ -234,6 +247,18 @@ def load_weights(network: nn.Module, path: str | Path) -> nn.Module:
     network.load_state_dict(state)
     logger.info("network: all %d entries loaded from %s", len(own), path)
     return network
+
+
+def _is_backbone_alone(state: Mapping[str, Tensor]) -> bool:
+    with torch.device("meta"):
+        blocks = {key.split(".")[0] for key in FPN3d(1, 1, 2).state_dict()}
+    try:
+        return (
+            _backbone_prefix(state) in ("", "backbone.")
+            and {key.removeprefix("backbone.").split(".")[0] for key in state} <= blocks
+        )
+    except WeightsError:
+        return False
 
 
 def load_backbone(path: str | Path, in_channels: int | None = None) -> FPN3d:

@@ -6,12 +6,40 @@ import json
 import nibabel as nib
 import numpy as np
 import pytest
+import torch
 from monai.bundle import ConfigParser
 
-from ..public_layouts import PUBLIC_LAYOUTS
+from ..public_layouts import PUBLIC_LAYOUTS, write_amos, write_btcv
 from .conftest import BUNDLES, SHORT, SMALL
 
-pytestmark = pytest.mark.slow
+# segmentation bundle -> pre-training bundle and its override for the same data
+PRETRAININGS = {"btcv_ct_segmentation": ("ct_dense_ssl", "btcv"), "amos_mri_segmentation": ("mri_dense_ssl", "amos")}
+
+
+def cases_of(bundle, configs, item_list, **settings):
+    parser = ConfigParser()
+    parser.read_config([BUNDLES / bundle / "configs" / f"{name}.json" for name in configs])
+    parser.update(settings)
+    return {item["case"] for item in parser.get_parsed_content(item_list)}
+
+
+@pytest.mark.parametrize("name", list(PUBLIC_LAYOUTS))
+def test_no_pretraining_sees_the_fold_that_is_tested(name, tmp_path):
+    data = write_amos(tmp_path, mri=7, ct=3, unlabelled=3) if name.startswith("amos") else write_btcv(tmp_path, count=7)
+    bundle, override = PRETRAININGS[name]
+    folds = 5 if name.startswith("amos") else 3
+    tested = []
+    for fold in range(folds):
+        settings = {"dataset_dir": str(data), "fold": fold}
+        test = cases_of(name, ["evaluate"], "dataset#data", **settings)
+        pretrain = cases_of(bundle, ["train", override], "train#dataset#data", **settings)
+        held_out = cases_of(bundle, ["evaluate", override], "dataset#data", **settings)
+        assert test and not test & pretrain and test <= held_out
+        tested += sorted(test)
+        if name.startswith("amos"):  # of its MRI, the test images beside the labelled ones
+            assert all(int(case[-4:]) >= 500 for case in pretrain)
+            assert len(pretrain | held_out) == 7 + 3
+    assert len(tested) == len(set(tested)) == 7
 
 
 @pytest.fixture(scope="module", params=list(PUBLIC_LAYOUTS))
@@ -25,6 +53,7 @@ def trained(request, run_bundle, tmp_path_factory):
     return name, data, output
 
 
+@pytest.mark.slow
 def test_another_fold_in_the_same_folder_is_refused(trained, command_line):
     name, data, output = trained
     settings = {**SMALL, **SHORT, "pretrained": "none", "head_epochs": 1, "fold": 2}
@@ -37,6 +66,7 @@ def rows_of(path):
         return list(csv.DictReader(file))
 
 
+@pytest.mark.slow
 def test_each_fold_scores_other_cases_and_every_class(trained, run_bundle, tmp_path):
     name, data, output = trained
     parser = ConfigParser()
@@ -53,6 +83,7 @@ def test_each_fold_scores_other_cases_and_every_class(trained, run_bundle, tmp_p
     assert len(seen) == len(set(seen)) == 6
 
 
+@pytest.mark.slow
 def test_few_labelled_scans_are_probed_and_the_overrides_train(trained, run_bundle, tmp_path):
     name, data, output = trained
     for override in ("linear_probe", "nonlinear_probe", "from_scratch"):
@@ -60,6 +91,15 @@ def test_few_labelled_scans_are_probed_and_the_overrides_train(trained, run_bund
         settings = {**SMALL, **SHORT, **backbone, "num_labelled": 2}
         run_bundle(name, "train", override, dataset_dir=data, output_dir=tmp_path / override, **settings)
         assert json.loads((tmp_path / override / "model.json").read_text())["scans"] == 2
+
+
+@pytest.mark.slow
+def test_a_small_gpu_may_keep_fewer_activations_and_accumulate_steps(trained, run_bundle, tmp_path):
+    name, data, _ = trained
+    small = {**SMALL, **SHORT, "checkpointing": True, "accumulation_steps": 2}
+    run_bundle(name, "train", "from_scratch", dataset_dir=data, output_dir=tmp_path, **small)
+    optimizer = torch.load(tmp_path / "checkpoints" / "last.pt", weights_only=True)["optimizer"]
+    assert {int(state["step"]) for state in optimizer["state"].values()} == {2}
 
 
 def test_new_scans_are_segmented_into_the_classes(trained, run_bundle, tmp_path):

@@ -9,11 +9,13 @@ import torch.nn.functional as F
 
 from custom_components import load_backbone
 from custom_components.networks import (
+    DenseSSLNetwork,
     FPN3d,
     SegmentationNetwork,
     WeightsError,
     import_backbone,
     load_pretrained_backbone,
+    load_weights,
     read_weights,
     save_weights,
 )
@@ -347,3 +349,17 @@ def test_the_command_says_what_it_did_and_how_to_use_it(saved, tmp_path, capsys)
 def test_the_command_ends_with_one_sentence(tmp_path):
     with pytest.raises(SystemExit, match="import_weights: .*none.pt: no such weight file"):
         import_weights(str(tmp_path / "none.pt"), str(tmp_path / "model.pt"))
+
+
+def test_features_need_an_imported_backbone_alone_and_heads_are_asked_for_elsewhere(tmp_path):
+    state = original_state(4, 3)
+    torch.save({"state_dict": {f"backbone.{key}": value for key, value in state.items()}}, tmp_path / "theirs.ckpt")
+    import_backbone(tmp_path / "theirs.ckpt", tmp_path / "model.pt")
+    network = DenseSSLNetwork(base_channels=4, num_scales=3, projection_channels=0)
+    load_weights(network, tmp_path / "model.pt", backbone_only=True)
+    assert torch.equal(network.backbone.first_conv.weight, state["first_conv.weight"])
+    for whole in (network, SegmentationNetwork(2, base_channels=4, num_scales=3)):
+        with pytest.raises(
+            WeightsError, match="model.pt: a network with its heads .* holds a backbone alone; start a tr"
+        ):
+            load_weights(whole, tmp_path / "model.pt")
