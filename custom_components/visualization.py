@@ -10,8 +10,9 @@ import numpy as np
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
-from monai.transforms import LoadImage, Orientation
+from monai.transforms import Orientation
 
+from custom_components.data import LoadScan
 from custom_components.errors import InputError
 
 SOFT_TISSUE_HU, AIR_HU = (-175.0, 250.0), -500.0
@@ -38,6 +39,7 @@ def overlay_figure(
     Args:
         image: `(H, W, D)` in RAS order.
         labels: title of the row -> label volume `(H, W, D)`, 0 = background, k = `class_names[k - 1]`.
+        class_names: the legend; label values beyond it are added by their number.
         spacing: voxel spacing, mm; pixels are drawn with the right aspect.
         window: intensities shown as black and white; None takes soft tissue (-175 to 250 HU) where there are values of
             air in HU, below -500, and the 1st and 99th percentile otherwise.
@@ -52,12 +54,14 @@ def overlay_figure(
     if window is None:
         window = SOFT_TISSUE_HU if image.min() < AIR_HU else tuple(np.percentile(image, [1, 99]))
     low, high = window
+    names = _names_of_values(class_names, list(labels.values()))
     centre = _centre(list(labels.values()), image.shape)
     extent = [size * step for size, step in zip(image.shape, spacing)]
     widths = [extent[1], extent[0], extent[0]]
     figure = Figure(figsize=(9, 0.6 + len(labels) * 9 * max(extent[2], extent[1]) / sum(widths)), layout="constrained")
     axes = np.atleast_2d(figure.subplots(len(labels), 3, width_ratios=widths))
-    colours = ListedColormap([COLOURS[k % len(COLOURS)] for k in range(len(class_names))])
+    highest = max(names, default=1)
+    colours = ListedColormap([COLOURS[k % len(COLOURS)] for k in range(highest)])
     for row, (name, label) in zip(axes, labels.items()):
         for axis, (plane, normal, left) in zip(row, PLANES):
             rest = [i for i in range(3) if i != normal]
@@ -69,7 +73,7 @@ def overlay_figure(
                 masked,
                 cmap=colours,
                 vmin=0,
-                vmax=max(len(class_names) - 1, 1),
+                vmax=max(highest - 1, 1),
                 alpha=0.55,
                 interpolation="nearest",
                 **options,
@@ -79,12 +83,19 @@ def overlay_figure(
             axis.set_xticks([])
             axis.set_yticks([])
             axis.set_title(plane if axis is not row[0] else f"{name}: {plane}", fontsize=9)
-    handles = [Patch(color=colours(k / max(len(class_names) - 1, 1)), label=name) for k, name in enumerate(class_names)]
+    handles = [Patch(color=colours(value - 1), label=name) for value, name in names.items()]
     columns = max(min(5, len(handles)), 1)
     figure.legend(handles=handles, loc="outside lower center", ncols=columns, fontsize=8, frameon=False)
     if title:
         figure.suptitle(title, fontsize=10)
     return figure
+
+
+def _names_of_values(class_names: Sequence[str], labels: Sequence[np.ndarray]) -> dict[int, str]:
+    """Label values with their `class_names`, then, by their number, those that occur without a name."""
+    names = dict(enumerate(class_names, 1))
+    others = {int(value) for label in labels if label.max() > len(names) for value in np.unique(label)}
+    return names | {value: f"class {value}" for value in sorted(others) if value > len(names)}
 
 
 def _centre(labels: Sequence[np.ndarray], shape: Sequence[int]) -> list[int]:
@@ -97,20 +108,15 @@ def _centre(labels: Sequence[np.ndarray], shape: Sequence[int]) -> list[int]:
 
 
 def read_in_ras(path: str | Path) -> tuple[np.ndarray, list[float]]:
-    """A scan or label volume `(H, W, D)` in RAS order, and its spacing in mm; any format that MONAI reads.
+    """A scan or label volume `(H, W, D)` in RAS order, and its spacing in mm; any format that `LoadScan` reads.
 
     Raises:
-        InputError: a file that does not hold one 3D volume.
+        InputError: no such file, or as `LoadScan`.
     """
     if not Path(path).exists():
         raise InputError(f"{path}: no such file; check the path")
-    load = LoadImage(image_only=True, ensure_channel_first=True)
-    try:
-        volume: Any = Orientation(axcodes="RAS", labels=None)(load(str(path)))
-    except Exception as error:  # each of MONAI's readers raises its own kinds
-        raise InputError(f"{path}: could not be read as a scan; export it again, as NIfTI for instance") from error
-    if volume.ndim != 4 or len(volume) != 1:
-        raise InputError(f"{path}: one 3D volume was expected but its shape is {tuple(volume.shape[1:])}")
+    load = LoadScan(image_only=True, ensure_channel_first=True)
+    volume: Any = Orientation(axcodes="RAS", labels=None)(load(path))
     return np.asarray(volume[0]), [float(step) for step in np.linalg.norm(np.asarray(volume.affine)[:3, :3], axis=0)]
 
 
@@ -127,7 +133,7 @@ def save_overlay(
     Args:
         image: file of the scan.
         labels: title of the row -> file of a label volume on the scan's grid.
-        class_names: as in `overlay_figure`; None numbers the classes.
+        class_names: as in `overlay_figure`; None numbers all classes.
         window, title: as in `overlay_figure`.
 
     Raises:
@@ -141,9 +147,7 @@ def save_overlay(
                 f"{labels[name]}: label is {volume.shape} but {image} is {scan.shape}, both in RAS order; "
                 "resample one to the other"
             )
-    if class_names is None:
-        class_names = [f"class {k}" for k in range(1, max(int(v.max()) for v in volumes.values()) + 1)]
-    figure = overlay_figure(scan, volumes, class_names, spacing, window, title)
+    figure = overlay_figure(scan, volumes, class_names or [], spacing, window, title)
     output = Path(output)
     output.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(output, dpi=130)

@@ -27,10 +27,10 @@ def show(
     """Write a picture of a scan with one or several label volumes over it, a row each.
 
     Args:
-        image: file of the scan, in any format that MONAI reads.
+        image: file of the scan, in any format that inference takes, or the folder of a DICOM series.
         label: file of a label volume on the scan's grid, or a list of them.
         output: the picture; its suffix decides the format (.png, .svg, .pdf).
-        class_names: names of label values 1, 2, ...; else they are numbered.
+        class_names: names of label values 1, 2, ...; values without a name are numbered.
         window: intensities shown as black and white; else soft tissue in HU, or the 1st and 99th percentile of an MRI.
         title: line above the picture.
     """

@@ -1,10 +1,11 @@
 import nibabel as nib
 import numpy as np
 import pytest
+from matplotlib.colors import to_rgba
 from matplotlib.image import imread
 
 from custom_components.errors import InputError
-from custom_components.visualization import overlay_figure, save_overlay
+from custom_components.visualization import COLOURS, overlay_figure, read_in_ras, save_overlay
 from scripts.show import show
 
 
@@ -61,5 +62,40 @@ def test_files_that_cannot_be_drawn_are_named(tmp_path):
     with pytest.raises(InputError, match="absent.nii.gz: no such file"):
         show(str(scan), str(tmp_path / "absent.nii.gz"), str(tmp_path / "overlay.png"))
     (tmp_path / "broken.nii.gz").write_bytes(b"no NIfTI")
-    with pytest.raises(InputError, match="broken.nii.gz: could not be read"):
+    with pytest.raises(InputError, match="broken.nii.gz: no readable NIfTI header"):
         show(str(tmp_path / "broken.nii.gz"), str(label), str(tmp_path / "overlay.png"))
+
+
+@pytest.mark.parametrize(
+    ("values", "class_names", "legend"),
+    [
+        ((1, 2, 3, 4), ["A", "B", "C"], {1: "A", 2: "B", 3: "C", 4: "class 4"}),
+        ((1, 4), ["A", "B"], {1: "A", 2: "B", 4: "class 4"}),
+        ((1,), ["A", "B"], {1: "A", 2: "B"}),
+        ((255,), ["Tumour"], {1: "Tumour", 255: "class 255"}),
+        ((2, 3), [], {2: "class 2", 3: "class 3"}),
+    ],
+)
+def test_every_label_value_has_its_own_colour_in_the_picture_and_a_name_in_the_legend(values, class_names, legend):
+    label = np.zeros((20, 20, 20), np.uint8)
+    for place, value in enumerate(values):
+        label[4 * place : 4 * place + 4] = value
+    figure = overlay_figure(np.zeros(label.shape), {"annotated": label}, class_names)
+    (drawn,) = figure.legends
+    assert [text.get_text() for text in drawn.get_texts()] == list(legend.values())
+    expected = {value: to_rgba(COLOURS[(value - 1) % len(COLOURS)]) for value in legend}
+    for patch, value in zip(drawn.get_patches(), legend):
+        np.testing.assert_allclose(patch.get_facecolor(), expected[value])
+    overlay = figure.axes[2].get_images()[1]
+    for value in values:
+        np.testing.assert_allclose(overlay.cmap(overlay.norm(value - 1)), expected[value])
+
+
+def test_a_scan_is_drawn_where_its_sform_says(tmp_path):
+    """MONAI's own reader would take the absent qform, with steps of 1 mm, for right."""
+    scan = nib.Nifti1Image(np.arange(24, dtype=np.int16).reshape(2, 3, 4), np.diag([-2.0, 3.0, 4.0, 1.0]))
+    scan.header["qform_code"], scan.header["pixdim"][1:4] = 0, 1
+    nib.save(scan, tmp_path / "scan.nii.gz")
+    volume, spacing = read_in_ras(tmp_path / "scan.nii.gz")
+    assert spacing == [2, 3, 4]
+    np.testing.assert_array_equal(volume, np.arange(24).reshape(2, 3, 4)[::-1])

@@ -87,13 +87,14 @@ def checked(items: Sequence[dict[str, Any]], faults: Sequence[str] = ()) -> list
     return [item | {"scan": index} for index, item in enumerate(items)]
 
 
-def list_scans(path: str | os.PathLike) -> list[dict[str, str]]:
+def list_scans(path: Folders) -> list[dict[str, str]]:
     """The scans to run inference on, each checked; what is wrong with one does not keep the others from the list.
 
     Args:
         path: one NIfTI, NRRD or MetaImage file, or a folder: the "training" and "test" images of its `dataset.json`,
-            else the scans directly inside, else those in `imagesTr` and `imagesTs`. DICOM files directly inside are one
-            scan, and so are those of each sub-folder.
+            else the files directly inside, else those in `imagesTr` and `imagesTs`. The DICOM files directly inside are
+            one scan, and so are those of each sub-folder at any depth, such as patient/study/series. Several files or
+            folders come in the forms that `read_datalist` takes.
 
     Returns:
         Items with `image` (path of the file, or of the folder of a DICOM series), `case` (file name without suffix, or
@@ -104,13 +105,7 @@ def list_scans(path: str | os.PathLike) -> list[dict[str, str]]:
     Raises:
         DataError: no such file or folder, no scan in it, or a bad `dataset.json`.
     """
-    source = Path(path).expanduser()
-    if source.is_dir():
-        images = _scans_in(source)
-    elif source.exists():
-        images = [str(source)]
-    else:
-        raise DataError(f"{source}: no such file or folder; check the path")
+    images = [image for source in _folders(path) for image in _scans_in(source)]
     items = [{"image": image, "case": case_name(image)} for image in images]
     for item in items:
         for fault in _header_faults(item["image"]):
@@ -220,13 +215,14 @@ def _nifti_files(folder: Path) -> list[str]:
 
 
 def _scans_inside(folder: Path) -> list[str]:
-    """Files of any format, and folders of DICOM series: the folder itself and those directly inside."""
-    if not folder.is_dir():
-        return []
+    """Files of any format directly inside, and folders of DICOM series: the folder itself and those at any depth."""
     # "." has no name that could name the case
-    own = [Path(os.path.abspath(folder))] if holds_dicom(folder) else []
-    inside = [entry for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith(".")]
-    series = [str(entry) for entry in [*own, *inside] if holds_dicom(entry)]
+    series = [os.path.abspath(folder)] if holds_dicom(folder) else []
+    apart = {folder / "imagesTr", folder / "imagesTs"}  # taken where there is nothing else
+    for parent, names, _ in os.walk(folder):
+        # what is taken out of the list is not walked into
+        names[:] = [name for name in names if not name.startswith(".") and Path(parent, name) not in apart]
+        series += [str(path) for path in (Path(parent, name) for name in names) if holds_dicom(path)]
     return sorted(_files(folder, SUFFIXES) + series)
 
 
@@ -256,7 +252,11 @@ def _listed_scans(folder: Path, labelled: bool) -> list[Any]:
 
 
 def _scans_in(folder: Path) -> list[str]:
-    """Images of a folder to run inference on."""
+    """Images of a folder to run inference on; a file is its own."""
+    if not folder.is_dir():
+        if folder.exists():
+            return [str(folder)]
+        raise DataError(f"{folder}: no such file or folder; check the path")
     file = folder / "dataset.json"
     if file.is_file():
         content = _read_json(file)
@@ -277,7 +277,7 @@ def _scans_in(folder: Path) -> list[str]:
     if not images:
         raise DataError(
             f"{folder}: no scan found; looked for dataset.json, {', '.join('*' + suffix for suffix in SUFFIXES)}, and "
-            "DICOM files directly inside or in a sub-folder, also in imagesTr and imagesTs"
+            "DICOM files directly inside or in sub-folders, also in imagesTr and imagesTs"
         )
     return images
 

@@ -24,6 +24,7 @@ NEEDED_TAGS = {
     "0020|0037": "ImageOrientationPatient",
     "0028|0030": "PixelSpacing",
 }
+DICOM_SUFFIXES = (".dcm", ".ima")
 # parts of a slice distance; one missing slice puts others off the even grid by at least a quarter
 POSITION_TOLERANCE = 0.2
 
@@ -50,12 +51,8 @@ def is_dicom(path: str | os.PathLike) -> bool:
 
     DICOM objects that hold no image of a scan (DICOMDIR, structure sets, reports, segmentations, ...) are none.
     """
-    try:
-        with open(path, "rb") as file:
-            start = file.read(1024)
-    except OSError:
-        return False
-    if start[128:132] != b"DICM":
+    start = _start(path)
+    if not _is_marked(start):
         return False
     # the file meta group is explicit little endian in every transfer syntax: tag, "UI", length, value
     _, found, rest = start.partition(b"\x02\x00\x02\x00UI")
@@ -66,14 +63,7 @@ def is_dicom(path: str | os.PathLike) -> bool:
 
 def dicom_files(folder: str | os.PathLike) -> Iterator[str]:
     """The DICOM images directly inside a folder, by name; hidden files and folders that cannot be read are ignored."""
-    try:
-        entries = sorted(Path(folder).iterdir())
-    except OSError:
-        return
-    for entry in entries:
-        other = entry.name.startswith(".") or entry.name.lower().endswith(NIFTI_SUFFIXES + ITK_SUFFIXES)
-        if not other and entry.is_file() and is_dicom(entry):
-            yield str(entry)
+    return (file for file in _candidates(folder) if is_dicom(file))
 
 
 def holds_dicom(folder: str | os.PathLike) -> bool:
@@ -85,14 +75,15 @@ def series_of(folder: str | os.PathLike) -> list[DicomSlice]:
     """The slices of the only series in a folder, ordered along their normal.
 
     Raises:
-        DataError: ITK is not installed; no DICOM image; a file that cannot be read or has no position; several series;
-            a multi-frame file; a single slice; slices of different size, spacing or orientation; several at one
-            position; missing slices; slices off an even, straight grid by more than a fifth of their distance, as with
-            a varying distance or a tilted gantry.
+        DataError: ITK is not installed; no DICOM image; a file that is empty, cannot be read or has no position, or is
+            named as DICOM (.dcm, .ima) but is not; several series; a multi-frame file; a single slice; slices of
+            different size, spacing or orientation; several at one position; missing slices; slices off an even,
+            straight grid by more than a fifth of their distance, as with a varying distance or a tilted gantry.
     """
     files = list(dicom_files(folder))
     if not files:
         raise DataError(f"{folder}: no DICOM image found directly inside; name the folder that holds the slices")
+    _check_others(sorted(set(_candidates(folder)).difference(files)))
     itk = import_itk(folder)
     slices = [_read_header(itk, file) for file in files]
     series = {item.series: item for item in slices}
@@ -157,6 +148,47 @@ class DicomSeriesReader(ITKReader):
         reader.SetSpacingWarningRelThreshold(1.0)  # `series_of` has checked it
         reader.Update()
         return reader.GetOutput()
+
+
+def _candidates(folder: str | os.PathLike) -> Iterator[str]:
+    """The files directly inside a folder that can be DICOM, by name."""
+    try:
+        entries = sorted(Path(folder).iterdir())
+    except OSError:
+        return
+    for entry in entries:
+        other = entry.name.startswith(".") or entry.name.lower().endswith(NIFTI_SUFFIXES + ITK_SUFFIXES)
+        if not other and entry.is_file():
+            yield str(entry)
+
+
+def _start(path: str | os.PathLike) -> bytes:
+    """The first bytes of a file, none where it cannot be read."""
+    try:
+        with open(path, "rb") as file:
+            return file.read(1024)
+    except OSError:
+        return b""
+
+
+def _is_marked(start: bytes) -> bool:
+    return start[128:132] == b"DICM"
+
+
+def _check_others(files: Sequence[str]) -> None:
+    """Faults of files beside the slices that should be DICOM: without its last slice, a series looks complete."""
+    for file in files:
+        start = _start(file)
+        if not start:
+            found = "is empty or cannot be read"
+        elif file.lower().endswith(DICOM_SUFFIXES) and not _is_marked(start):
+            found = "is none, or is cut off"
+        else:
+            continue
+        raise DataError(
+            f"{file}: a DICOM file was expected among the slices but this {found}; export the series again, or remove "
+            "the file if it is no slice"
+        )
 
 
 def _read_header(itk: Any, path: str) -> DicomSlice:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
 from monai.config import KeysCollection
 from monai.data import ITKReader, NibabelReader
 from monai.data.image_reader import ImageReader
@@ -38,10 +39,23 @@ def scan_grid(path: str | os.PathLike) -> Grid:
     return nifti_grid(path)
 
 
+class NiftiReader(NibabelReader):
+    """MONAI's `NibabelReader` for one file, but with nibabel's affine, which is that of `scan_grid`.
+
+    Where the voxel sizes in the header (pixdim) are not those of the sform, MONAI's own puts the qform in its place,
+    even one that the header declares absent (qform_code = 0), and so turns and moves the scan.
+    """
+
+    def read(self, data: Sequence[str | os.PathLike] | str | os.PathLike, **kwargs: Any) -> Any:
+        self.filenames = (path,) = ensure_tuple(data)
+        return nib.load(path, **self.kwargs | kwargs)
+
+
 class LoadScan(LoadImage):
     """MONAI's `LoadImage` for one scan, with the reader that suits it: a header with faults is never read further.
 
-    Left to itself, `LoadImage` tries one reader after the other, and reads a DICOM series with missing slices.
+    Left to itself, `LoadImage` tries one reader after the other, reads a DICOM series with missing slices, and replaces
+    the affine of a NIfTI file whose voxel sizes do not match it.
 
     Raises:
         DataError: as `scan_grid`, or the voxels are damaged.
@@ -90,4 +104,4 @@ class LoadScand(LoadImaged):
 def _reader(path: str) -> ImageReader:
     if os.path.isdir(path):
         return DicomSeriesReader()
-    return ITKReader(imageio=itk_image_io(path)) if path.lower().endswith(ITK_SUFFIXES) else NibabelReader()
+    return ITKReader(imageio=itk_image_io(path)) if path.lower().endswith(ITK_SUFFIXES) else NiftiReader()

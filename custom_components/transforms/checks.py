@@ -15,6 +15,10 @@ from custom_components.errors import InputError
 
 logger = logging.getLogger(__name__)
 
+# a CT has air in or around the patient (-1000 HU), and even a crop without any has fat (-100 HU) with noise; an MRI has
+# at most the few negative values of a z-score or of resampling
+LOWEST_OF_CT_HU = -200.0
+
 
 def scan_name(image: NdarrayOrTensor, name: Any = None) -> str:
     """What to call an image in a message: `name`, else the file that it was read from, else "image"."""
@@ -31,7 +35,7 @@ class CheckScan(Transform):
     Args:
         channels: the number of channels C that the image must have.
         modality: "CT" also checks that the values can be HU, and warns where they look like those of an MRI (none is
-            negative, while the air around and in a patient has about -1000 HU); None or "MRI" does not.
+            below -200, while the air around and in a patient has about -1000 HU); None or "MRI" does not.
 
     Raises:
         InputError: (a ValueError) one sentence with the file's name, what was expected, what came and what to do, where
@@ -75,18 +79,19 @@ class CheckScan(Transform):
                 f"{name}: a scan with contrast was expected but every voxel has the value {low.item():g}; "
                 "export the scan again or remove the file"
             )
-        if self.modality == "CT" and low >= 0:
-            if high <= 255:
+        if self.modality == "CT" and low > LOWEST_OF_CT_HU:
+            if low >= 0 and high <= 255:
                 raise InputError(
                     f"{name}: a CT in HU was expected but the values lie between {low.item():g} and {high.item():g}, "
                     "like those of a picture; export the scan again with its rescale slope and intercept"
                 )
             logger.warning(
-                "%s: a CT in HU was expected but the values lie between %g and %g, none below 0; if it is an MRI use a "
-                "bundle for MRI, if it is a CT subtract its rescale intercept",
+                "%s: a CT in HU was expected but the values lie between %g and %g, none below %g as in air; if it is "
+                "an MRI use a bundle for MRI, if it is a CT check that its rescale slope and intercept are applied",
                 name,
                 low,
                 high,
+                LOWEST_OF_CT_HU,
             )
         return image
 

@@ -8,7 +8,15 @@ import numpy as np
 import pytest
 from monai.transforms import LoadImage
 
-from custom_components.data import DataError, LoadScan, LoadScand, class_names_of, list_scans, read_datalist
+from custom_components.data import (
+    DataError,
+    LoadScan,
+    LoadScand,
+    class_names_of,
+    list_scans,
+    read_datalist,
+    scan_grid,
+)
 
 from ..scan_files import AXES, SPACING, volume, write_mha, write_nrrd, write_series
 
@@ -332,6 +340,34 @@ def test_two_scans_of_one_name_in_a_folder_are_a_fault_and_in_two_folders_one_pa
     assert "same case name" in line
 
 
+def write_with_sform_only(path, affine, pixdim, dtype=np.int16):
+    """As some converters write it: the sform is right, the qform is declared absent and its fields are not filled."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scan = nib.Nifti1Image(np.ones((6, 7, 8), dtype), affine)
+    scan.set_sform(affine, 2)
+    scan.header["qform_code"] = 0
+    scan.header["pixdim"][1:4] = pixdim
+    for name in ("quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y", "qoffset_z"):
+        scan.header[name] = 0
+    nib.save(scan, path)
+
+
+@pytest.mark.parametrize("pixdim", [(1, 1, 1), (0.8, 0.9, 2.5)], ids=["unset", "rounded"])
+def test_a_scan_and_its_label_with_a_sform_only_are_loaded_where_it_says(folder, pixdim):
+    affine = np.eye(4)
+    affine[:3, :3], affine[:3, 3] = AXES * (0.8001, 0.9004, 2.503), (10, -20, 30)
+    for kind, dtype in {"imagesTr": np.int16, "labelsTr": np.uint8}.items():
+        write_with_sform_only(folder / kind / "a.nii.gz", affine, pixdim, dtype)
+    item = read_datalist(folder)[0]
+    header = nib.load(item["image"]).header
+    assert header["qform_code"] == 0 and np.allclose(header["pixdim"][1:4], pixdim)  # the file is what is meant
+    loaded = LoadScand(["image", "label"])(item)
+    for key in ("image", "label"):
+        np.testing.assert_allclose(loaded[key].affine.numpy(), affine, atol=1e-5)
+        np.testing.assert_array_equal(loaded[key].affine.numpy(), scan_grid(item[key])[1])
+        np.testing.assert_array_equal(loaded[key].meta["original_affine"], scan_grid(item[key])[1])
+
+
 def test_inference_takes_one_file(folder):
     path = folder / "imagesTr" / "a.nii.gz"
     assert list_scans(path) == [{"image": str(path), "case": "a"}]
@@ -401,6 +437,53 @@ def test_a_series_in_the_current_folder_has_the_name_of_that_folder(tmp_path, mo
     write_series(tmp_path / "patient7")
     monkeypatch.chdir(tmp_path / "patient7")
     assert list_scans(".") == [{"image": str(tmp_path / "patient7"), "case": "patient7"}]
+
+
+def test_dicom_series_are_found_at_any_depth_and_nifti_files_at_the_top_only(tmp_path):
+    scans = tmp_path / "scans"
+    write_series(scans / "a")
+    for name in ("CT", "CT_thin"):
+        write_series(scans / "b" / "study" / name)
+    write_series(scans / ".trash" / "study" / "old")
+    write_series(scans / "b" / ".hidden")
+    write_scan(scans / "c.nii.gz")
+    write_scan(scans / "b" / "study" / "d.nii.gz")
+    (scans / "b" / "again").symlink_to(scans)
+    items = list_scans(scans)
+    assert [item["case"] for item in items] == ["a", "CT", "CT_thin", "c"]
+    assert not any("fault" in item for item in items)
+
+
+def test_two_series_folders_of_one_name_are_told(tmp_path):
+    for patient in ("p1", "p2"):
+        write_series(tmp_path / patient / "study" / "SER00001")
+    first, second = list_scans(tmp_path)
+    assert "fault" not in first
+    assert second["fault"].startswith(f"{tmp_path / 'p2' / 'study' / 'SER00001'}: has the same case name as ")
+
+
+def test_series_below_imagesTr_do_not_keep_its_files_from_the_list(tmp_path):
+    write_series(tmp_path / "imagesTr" / "patient" / "CT")
+    write_scan(tmp_path / "imagesTr" / "a.nii.gz")
+    write_scan(tmp_path / "imagesTs" / "b.nii.gz")
+    assert [item["case"] for item in list_scans(tmp_path)] == ["a", "CT", "b"]
+
+
+@pytest.mark.parametrize("form", [list, tuple, str, lambda paths: ",".join(paths)])
+def test_inference_takes_several_folders_and_files(tmp_path, form):
+    write_scan(tmp_path / "one" / "a.nii.gz")
+    write_scan(tmp_path / "two" / "b.nii.gz")
+    file = write_scan(tmp_path / "c.nii.gz")
+    items = list_scans(form([str(tmp_path / "two"), str(tmp_path / "one"), str(file)]))
+    assert [item["case"] for item in items] == ["b", "a", "c"]
+    with pytest.raises(DataError, match="nowhere: no such file or folder"):
+        list_scans([tmp_path / "one", tmp_path / "nowhere"])
+
+
+@pytest.mark.parametrize("nothing", [None, 3, []])
+def test_inference_on_what_is_no_path_says_what_was_expected(nothing):
+    with pytest.raises(DataError, match="must be a folder or a list of folders"):
+        list_scans(nothing)
 
 
 def singular_nrrd(path):

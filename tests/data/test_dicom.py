@@ -131,6 +131,17 @@ def test_files_that_are_no_images_do_not_belong_to_the_series(series):
     assert [item["case"] for item in list_scans(folder.parent)] == ["series"]
 
 
+@pytest.mark.parametrize(("name", "kept"), [("IM000", 0), ("IM000.dcm", 0), ("IM000.dcm", 100), ("IM000.IMA", 131)])
+@pytest.mark.parametrize("slice_index", [0, -1])
+def test_a_broken_first_or_last_slice_is_named_though_the_others_are_complete(series, slice_index, name, kept):
+    broken = series[slice_index].rename(series[0].with_name(name))
+    broken.write_bytes(broken.read_bytes()[:kept])
+    line = fault_of(series[0].parent)
+    assert line.startswith(f"{broken}: a DICOM file was expected among the slices but this is")
+    (item,) = list_scans(series[0].parent.parent)
+    assert item["fault"] == line
+
+
 def test_a_folder_without_dicom_says_so(tmp_path):
     assert "no DICOM image found" in fault_of(tmp_path)
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import nibabel as nib
 import numpy as np
 import pytest
 import torch
@@ -77,10 +78,30 @@ def test_a_picture_of_a_ct_is_refused_because_it_is_not_in_hu(high):
 
 
 def test_an_mri_given_as_ct_is_warned_of_and_a_ct_is_not(caplog):
-    CheckScan(modality="CT")(ct(-1000, 1500))
+    """Down to a crop of soft tissue without air: fat has -100 HU, and noise."""
+    for low in (-1000, -210):
+        CheckScan(modality="CT")(ct(low, 1500))
     assert not caplog.records
     CheckScan(modality="CT")(ct(0, 1500), name="case_2")
     assert "case_2: a CT in HU was expected" in caplog.text and "MRI" in caplog.text
+
+
+@pytest.mark.parametrize(("low", "high"), [(-3, 5), (-5, 1495), (-150, 4790)], ids=["z-scored", "resampled", "sharp"])
+def test_an_mri_with_a_few_negative_values_is_warned_of_too(low, high, caplog):
+    CheckScan(modality="MRI")(ct(low, high))
+    assert not caplog.records
+    CheckScan(modality="CT")(ct(low, high), name="case_2")
+    assert (
+        f"case_2: a CT in HU was expected but the values lie between {low} and {high}, none below -200" in caplog.text
+    )
+
+
+def test_real_ct_scans_are_not_warned_of(real_data, caplog):
+    check = CheckScan(modality="CT")
+    for folder in ("SoftTissueSarcoma_CT/imagesTr", "Unlabelled/CT"):
+        for file in sorted((real_data / folder).glob("*.nii.gz")):
+            check(np.asarray(nib.load(file).dataobj)[None], name=file.name)
+    assert not caplog.records
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.float32])
