@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import logging
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
@@ -20,13 +22,15 @@ from monai.data import MetaTensor, PersistentDataset
 from monai.transforms import Transform
 from tqdm import tqdm
 
-from custom_components.version import __version__
-
 from .datalists import DataError
 
 logger = logging.getLogger(__name__)
 
 POSITION = "scan"  # index of an item in its list: another one where a scan was added
+PARTIAL = "partial_"
+# the code that prepares a scan: this folder, and the one with the transforms
+CODE = [path for name in ("data", "transforms") for path in sorted((Path(__file__).parents[1] / name).glob("*.py"))]
+ABANDONED_SECONDS = 24 * 3600  # age of what a process that was killed left half written
 
 
 def describe(value: Any) -> Any:
@@ -49,14 +53,29 @@ def describe(value: Any) -> Any:
     return getattr(value, "__qualname__", None) or f"{type(value).__qualname__}.{getattr(value, 'name', '')}"
 
 
+@functools.cache
+def _digest_of_code() -> str:
+    digest = hashlib.sha256()
+    for path in CODE:
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def _stamp(path: str) -> list[Any]:
+    """What changes when a file does, or any file of a folder."""
+    files = sorted(entry.path for entry in os.scandir(path) if entry.is_file()) if os.path.isdir(path) else [path]
+    stats = [(file, os.stat(file)) for file in files]
+    return [[os.path.abspath(file), stat.st_size, stat.st_mtime_ns] for file, stat in stats]
+
+
 class MemoryMappedDataset(PersistentDataset):
     """MONAI's `PersistentDataset`, stored as .npy files that are memory-mapped.
 
     The transforms up to the first random one run once an item; a training step then reads from disk only the crop that
     it cuts, never a whole volume. Every item is prepared when the dataset is made, with a progress bar, so that a
     damaged file is found before training starts, all of them in one message. An item's folder is complete or absent
-    (written under another name, then renamed), and it is used only while the source files, the transforms, MONAI and
-    this package are those that made it. Where an item stands in the list (`scan`) does not matter.
+    (written under another name, then renamed), and it is used only while the source files, the transforms and their
+    code, and MONAI are those that made it. Where an item stands in the list (`scan`) does not matter.
 
     Args:
         data: items, such as those of `read_datalist`.
@@ -81,7 +100,10 @@ class MemoryMappedDataset(PersistentDataset):
         self.folder = Path(cache_dir)
         self.folder.mkdir(parents=True, exist_ok=True)
         fixed = [t for t in self.transform.transforms[: self.transform.get_index_of_first(_is_random)]]
-        self._transform_key = json.dumps([describe(fixed), monai.__version__, __version__], sort_keys=True)
+        self._transform_key = json.dumps([describe(fixed), monai.__version__, _digest_of_code()], sort_keys=True)
+        for partial in self.folder.glob(f"{PARTIAL}*"):
+            if time.time() - partial.stat().st_mtime > ABANDONED_SECONDS:
+                shutil.rmtree(partial, ignore_errors=True)
         self.prepare(progress)
 
     def prepare(self, progress: bool = True) -> None:
@@ -99,18 +121,16 @@ class MemoryMappedDataset(PersistentDataset):
     def item_folder(self, item: Mapping[str, Any]) -> Path:
         """Where the arrays of an item are, or will be."""
         item = {key: value for key, value in item.items() if key != POSITION}
-        sources = []
-        for value in item.values():
-            if isinstance(value, str) and os.path.isfile(value):
-                stat = os.stat(value)
-                sources.append([os.path.abspath(value), stat.st_size, stat.st_mtime_ns])
+        # the name of a case is no path, and the other files of its data set do not matter
+        paths = [value for key, value in item.items() if isinstance(value, str) and key not in ("case", "folder")]
+        sources = [stamp for path in paths if os.path.exists(path) for stamp in _stamp(path)]
         key = json.dumps([describe(item), sources], sort_keys=True) + self._transform_key
         return self.folder / hashlib.sha256(key.encode()).hexdigest()[:32]
 
     def _build(self, item: Mapping[str, Any]) -> None:
         result = self._pre_transform(deepcopy(dict(item)))
         folder = self.item_folder(item)
-        partial = Path(tempfile.mkdtemp(prefix="partial_", dir=self.folder))
+        partial = Path(tempfile.mkdtemp(prefix=PARTIAL, dir=self.folder))
         try:
             record: dict[str, Any] = {"values": {}, "affine": {}}
             for key, value in result.items():

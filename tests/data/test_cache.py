@@ -16,7 +16,7 @@ from monai.transforms import (
     ScaleIntensityd,
 )
 
-from custom_components.data import DataError, MemoryMappedDataset
+from custom_components.data import DataError, MemoryMappedDataset, cache
 from custom_components.transforms import CheckScand
 
 
@@ -126,3 +126,31 @@ def test_a_missing_item_is_built_again(scans, tmp_path):
     dataset = MemoryMappedDataset(scans, pipeline(), tmp_path / "cache", progress=False)
     shutil.rmtree(dataset.item_folder(scans[0]))
     assert dataset[0]["image"].shape == (1, 4, 4, 4)
+
+
+def test_other_code_makes_new_items(scans, tmp_path, monkeypatch):
+    dataset = MemoryMappedDataset(scans, pipeline(), tmp_path / "cache", progress=False)
+    before = dataset.item_folder(scans[0])
+    assert MemoryMappedDataset(scans, pipeline(), tmp_path / "cache", progress=False).item_folder(scans[0]) == before
+    monkeypatch.setattr(cache, "_digest_of_code", lambda: "of a later version")
+    assert MemoryMappedDataset(scans, pipeline(), tmp_path / "cache", progress=False).item_folder(scans[0]) != before
+    assert {"cache.py", "body.py", "loading.py"} <= {path.name for path in cache.CODE}
+
+
+def test_a_slice_that_changes_in_a_folder_makes_a_new_item(scans, tmp_path):
+    dataset = MemoryMappedDataset(scans, pipeline(), tmp_path / "cache", progress=False)
+    series = tmp_path / "series"
+    series.mkdir()
+    (series / "1.dcm").write_bytes(b"first")
+    before = dataset.item_folder({"image": str(series)})
+    (series / "2.dcm").write_bytes(b"second")
+    assert dataset.item_folder({"image": str(series)}) != before
+
+
+def test_what_a_killed_process_left_is_removed_a_day_later(scans, tmp_path):
+    old, new = tmp_path / "cache" / "partial_old", tmp_path / "cache" / "partial_new"
+    for folder in (old, new):
+        folder.mkdir(parents=True)
+    os.utime(old, (0, 0))
+    MemoryMappedDataset(scans, pipeline(), tmp_path / "cache", progress=False)
+    assert new.is_dir() and not old.exists()
