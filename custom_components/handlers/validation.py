@@ -7,6 +7,7 @@ from typing import Any
 from ignite.engine import Events
 from monai.data.utils import set_rnd
 from monai.handlers import ValidationHandler
+from monai.transforms import Randomizable
 
 
 class EarlyValidation(ValidationHandler):
@@ -23,11 +24,14 @@ class EarlyValidation(ValidationHandler):
         validator: the evaluator.
         interval: epochs between two validations.
         seed: seed of the validation's random transforms.
+        augmentation: what augments the validation's batches on the device, not shared with the training; or None.
     """
 
-    def __init__(self, validator: Any, interval: int = 1, seed: int = 0) -> None:
+    def __init__(
+        self, validator: Any, interval: int = 1, seed: int = 0, augmentation: Randomizable | None = None
+    ) -> None:
         super().__init__(interval, validator, epoch_level=True)
-        self.evaluator, self.seed = validator, seed
+        self.evaluator, self.seed, self.augmentation = validator, seed, augmentation
 
     def attach(self, engine: Any) -> None:
         def due(engine: Any, epoch: int) -> bool:
@@ -41,4 +45,6 @@ class EarlyValidation(ValidationHandler):
         if dataset is not None and not len(dataset):
             return
         set_rnd(dataset, self.seed)
+        if self.augmentation is not None:
+            self.augmentation.set_random_state(self.seed)
         self.evaluator.run(max(engine.state.epoch, 1))

@@ -20,6 +20,7 @@ from custom_components.handlers import (
     ReleaseWeights,
 )
 from custom_components.networks import SegmentationNetwork, read_weights
+from custom_components.transforms import BatchAugmentation, RandInPaint
 
 
 def trainer(network, epochs=2, length=3):
@@ -157,13 +158,14 @@ def test_validation_is_done_first_now_and_then_and_at_the_end():
             self.data_loader = loader
 
         def run(self, epoch):
-            seen.append((epoch, loader.dataset.transform.R.random_sample()))
+            seen.append((epoch, loader.dataset.transform.R.random_sample(), on_device.R.random_sample()))
 
+    on_device = BatchAugmentation([RandInPaint()])
     engine = trainer(torch.nn.Linear(2, 1), epochs=5, length=1)
-    EarlyValidation(Validator(), interval=2, seed=1).attach(engine)
+    EarlyValidation(Validator(), interval=2, seed=1, augmentation=on_device).attach(engine)
     engine.start()
-    assert [epoch for epoch, _ in seen] == [1, 2, 4, 5]
-    assert len({number for _, number in seen}) == 1  # every time the same crops
+    assert [epoch for epoch, *_ in seen] == [1, 2, 4, 5]
+    assert len({numbers[1:] for numbers in seen}) == 1  # every time the same crops and boxes
 
 
 def test_validation_is_left_out_where_there_is_no_scan_for_it():
