@@ -22,6 +22,7 @@ class SegmentationNetwork(nn.Module):
         head: "linear" or "nonlinear".
         adapt_classes: whether a state dict that is loaded decides the number of classes, as where an annotator trained
             classes of his own: the head is then made anew for that number.
+        checkpointing: as in `FPN3d.set_checkpointing`.
 
     Input `(N, in_channels, H, W, D)`, output logits `(N, num_classes, H, W, D)`.
 
@@ -37,11 +38,13 @@ class SegmentationNetwork(nn.Module):
         num_scales: int = 5,
         head: str = "linear",
         adapt_classes: bool = False,
+        checkpointing: bool = False,
     ) -> None:
         super().__init__()
         if head not in HEADS:
             raise ValueError(f"SegmentationNetwork: head must be one of {sorted(HEADS)}, but is {head!r}")
         self.backbone = FPN3d(in_channels, base_channels, num_scales)
+        self.backbone.set_checkpointing(checkpointing)
         self.head = HEADS[head](base_channels, num_scales, num_classes)
         self.backbone_frozen = False
         self.adapt_classes = adapt_classes

@@ -7,6 +7,7 @@ from .bezier import RandBezierIntensity, RandBezierIntensityd
 from .body import BodyMask, BodyMaskd
 from .checks import CheckLabeld, CheckScan, CheckScand
 from .components import LargestComponentd
+from .crops import ClassIndicesd, RandCropByClassIndicesd
 from .inpaint import RandInPaint, RandInPaintd
 from .mirror import RandMirrord, mirrored_classes_order
 from .restore import LogitsToLabel, LogitsToLabeld
@@ -22,6 +23,7 @@ __all__ = [
     "CheckLabeld",
     "CheckScan",
     "CheckScand",
+    "ClassIndicesd",
     "LargestComponentd",
     "LogitsToLabel",
     "LogitsToLabeld",
@@ -29,6 +31,7 @@ __all__ = [
     "OverlappingViewsd",
     "RandBezierIntensity",
     "RandBezierIntensityd",
+    "RandCropByClassIndicesd",
     "RandInPaint",
     "RandInPaintd",
     "RandInPlaneBlurOrSharpen",

@@ -84,6 +84,18 @@ def test_configs_agree_on_what_they_share(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_every_training_has_the_same_options_of_memory_and_precision(name):
+    train, other = config(name, "train").get(), config("mri_dense_ssl", "train").get()
+    for key in ("amp", "amp_dtype", "compile", "checkpointing", "accumulation_steps"):
+        assert train[key] == other[key]
+    for key in ("amp", "amp_kwargs", "compile", "accumulation_steps"):
+        assert train["train"]["trainer"][key] == other["train"]["trainer"][key]
+    assert train["validate"]["evaluator"]["amp_kwargs"] == {"dtype": "@amp_dtype"}
+    assert train["network_def"]["checkpointing"] == "@checkpointing"
+    assert train["optimizer"]["_target_"] == "custom_components.engines.FusedAdam"
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_evaluation_and_inference_prepare_the_image_alike(name):
     train, inference = config(name, "train").get(), config(name, "inference").get()
     evaluate = config(name, "evaluate").get()

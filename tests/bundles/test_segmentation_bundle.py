@@ -1,6 +1,7 @@
 import csv
 import importlib.util
 import json
+import shutil
 
 import nibabel as nib
 import numpy as np
@@ -74,6 +75,45 @@ def test_fine_tuning_starts_from_the_head_of_the_quick_probe(run_bundle, mri_pha
     heads = [key for key in probed if key.startswith("head.")]
     assert heads and all(torch.equal(probed[key], tuned[key]) for key in heads) == (start == "probe")
     assert json.loads((tmp_path / "tuned" / "model.json").read_text())["head_start"] == start
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        {"checkpointing": True},
+        {"amp_dtype": "$torch.float16"},
+        pytest.param({"compile": True}, marks=pytest.mark.skipif(shutil.which("c++") is None, reason="no compiler")),
+    ],
+    ids=lambda option: next(iter(option)),
+)
+def test_every_option_trains_the_same_network(run_bundle, mri_phantoms, pretrained, segmenter, tmp_path, option):
+    settings = {**SMALL, **SHORT, **CLASSES, "pretrained": pretrained / "model.pt", "head_epochs": 1, **option}
+    run_bundle(BUNDLE, "train", dataset_dir=mri_phantoms, output_dir=tmp_path, **settings)
+    expected, found = (
+        torch.load(folder / "checkpoints" / "last.pt", weights_only=True)["network"] for folder in (segmenter, tmp_path)
+    )
+    tolerance = 1e-3 if "compile" in option else 0.0
+    torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance)
+
+
+def test_accumulated_steps_are_fewer_steps_of_the_optimiser(run_bundle, mri_phantoms, tmp_path):
+    settings = {**SMALL, **SHORT, **CLASSES, "accumulation_steps": 2}
+    run_bundle(BUNDLE, "train", "from_scratch", dataset_dir=mri_phantoms, output_dir=tmp_path, **settings)
+    last = torch.load(tmp_path / "checkpoints" / "last.pt", weights_only=True)
+    assert last["trainer"]["iteration"] == 4
+    assert {int(state["step"]) for state in last["optimizer"]["state"].values()} == {2}
+    assert json.loads((tmp_path / "model.json").read_text())["accumulation_steps"] == 2
+
+
+def test_a_training_that_adam_began_goes_on_with_the_rates_of_head_and_backbone(run_bundle, mri_phantoms, tmp_path):
+    settings = {**SMALL, **SHORT, **CLASSES, "learning_rate": 0.002, "backbone_learning_rate": 0.001}
+    settings = {**settings, "dataset_dir": mri_phantoms, "output_dir": tmp_path}
+    run_bundle(BUNDLE, "train", "from_scratch", **settings, **{"optimizer#_target_": "torch.optim.Adam"})
+    run_bundle(BUNDLE, "train", "from_scratch", **{**settings, "max_steps": 8})
+    optimizer = torch.load(tmp_path / "checkpoints" / "last.pt", weights_only=True)["optimizer"]
+    assert {int(state["step"]) for state in optimizer["state"].values()} == {8}
+    head, backbone = optimizer["param_groups"]
+    assert head["fused"] and backbone["fused"] and head["initial_lr"] == 2 * backbone["initial_lr"]
 
 
 @pytest.mark.parametrize("run_id", ["run", "fine_tune"])

@@ -25,3 +25,22 @@ def test_otherwise_another_number_of_classes_is_an_error(tmp_path):
     with pytest.raises(WeightsError, match="does not fit this network"):
         load_weights(network(2), tmp_path / "model.pt")
     assert load_weights(network(2, adapt_classes=True), tmp_path / "model.pt").head.layers[0].out_channels == 5
+
+
+@pytest.mark.parametrize("head", ["linear", "nonlinear"])
+def test_checkpointing_changes_neither_the_names_nor_the_gradients(head):
+    image = torch.randn(2, 1, 13, 8, 9, generator=torch.Generator().manual_seed(0))
+    found = []
+    for checkpointing in (False, True):
+        torch.manual_seed(0)
+        trained = network(3, head=head, checkpointing=checkpointing)
+        assert trained.backbone.bottom_block.checkpointing is checkpointing
+        logits = trained(image)
+        (logits**2).sum().backward()
+        gradients = {name: parameter.grad for name, parameter in trained.named_parameters()}
+        found.append((logits, gradients, trained.state_dict()))
+    (plain_logits, *plain), (logits, *checkpointed) = found
+    assert torch.equal(logits, plain_logits)
+    for expected, values in zip(plain, checkpointed, strict=True):
+        assert values.keys() == expected.keys()
+        assert all(torch.equal(values[key], expected[key]) for key in expected)
