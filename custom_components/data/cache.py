@@ -48,7 +48,9 @@ def describe(value: Any) -> Any:
     if isinstance(value, torch.dtype):
         return str(value)
     if isinstance(value, Transform):
-        return [type(value).__qualname__, describe(vars(value))]
+        # MONAI's note whether it records the operations, which does not change their result
+        settings = {key: item for key, item in vars(value).items() if key != "_tracing"}
+        return [type(value).__qualname__, describe(settings)]
     # a class, function, enumeration or reader: its name, not its address in memory
     return getattr(value, "__qualname__", None) or f"{type(value).__qualname__}.{getattr(value, 'name', '')}"
 
