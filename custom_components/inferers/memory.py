@@ -9,13 +9,16 @@ from pathlib import Path
 import torch
 
 UNKNOWN = 4 << 30  # where the system does not say: what any machine of today has
+# of control groups: the tree, the limit, what is used, and what of it are files; both count the groups inside a group
+VERSION_1 = ("memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+VERSION_2 = ("", "memory.max", "memory.current", "inactive_file")
 
 
 def free_memory(device: torch.device, root: Path = Path("/")) -> int:
     """Bytes that can be allocated on `device` now.
 
     On a GPU: what is free, and what PyTorch holds without using it. Else what Linux calls available, within the limit
-    of the container or batch job (control groups, version 2); half of the memory on other systems.
+    of the container or batch job (control groups, versions 1 and 2); half of the memory on other systems.
 
     Args:
         root: where /proc and /sys are.
@@ -35,19 +38,27 @@ def free_memory(device: torch.device, root: Path = Path("/")) -> int:
 def _left_in_groups(root: Path) -> Iterator[int]:
     """What each control group that this process is in leaves it, in bytes; files in memory that can be dropped count as
     free."""
-    base = root / "sys/fs/cgroup"
     try:
-        groups = (root / "proc/self/cgroup").read_text().splitlines()
+        lines = (root / "proc/self/cgroup").read_text().splitlines()
     except OSError:
         return
-    for group in (base / line.removeprefix("0::/") for line in groups if line.startswith("0::/")):
-        for folder in (group, *group.parents[: len(group.parts) - len(base.parts)]):
+    for line in lines:
+        _, controllers, group = line.split(":", 2)
+        if "memory" in controllers.split(","):
+            tree, limit_file, used_file, droppable = VERSION_1
+        elif not controllers:
+            tree, limit_file, used_file, droppable = VERSION_2
+        else:
+            continue
+        base = root / "sys/fs/cgroup" / tree
+        folder = base / group.lstrip("/")
+        for each in (folder, *folder.parents[: len(folder.parts) - len(base.parts)]):
             try:
-                limit = int((folder / "memory.max").read_text())
-                used = int((folder / "memory.current").read_text())
+                limit = int((each / limit_file).read_text())
+                used = int((each / used_file).read_text())
             except (OSError, ValueError):  # no such file, or "max"
                 continue
-            yield max(0, limit - used + _fields(folder / "memory.stat").get("inactive_file", 0))
+            yield max(0, limit - used + _fields(each / "memory.stat").get(droppable, 0))
 
 
 def _fields(path: Path) -> dict[str, int]:

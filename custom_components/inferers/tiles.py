@@ -25,6 +25,8 @@ from .memory import free_memory
 logger = logging.getLogger(__name__)
 
 Place = Any  # an index: an ellipsis and three slices
+Predict = Callable[[Tensor], Tensor]
+MAIN_MEMORY = torch.device("cpu")
 
 
 class TiledInferer(Inferer):
@@ -45,14 +47,17 @@ class TiledInferer(Inferer):
         background: logit of each class where nothing was run; a sigmoid of 2e-9.
         multiple: sizes that "auto" chooses are multiples of it, as is the position of the box: `2 ** (num_scales - 1)`.
         bytes_per_voxel: what the network needs at its peak, per voxel of a tile.
-        memory_share: share of the free memory that "auto" takes.
+        memory_share: share of the free memory that "auto" takes, for a tile and for the logits of the scan.
         backend: "torch", or "openvino" on CPUs.
         mirrored: a tile is also run mirrored along its first axis, left to right in RAS order, and the mean of both
             logits is kept; the output channel that each channel is in a mirrored scan (`mirrored_classes_order`). Twice
             the time. None runs the scan as it is.
+        dtype: of the result. Half precision rounds logits to 1 in 2,000 and keeps their signs, and takes half the
+            memory; a network that gives values above 65,504 needs another.
 
     Call it with `inputs` `(N, C, H, W, D)` and a network that gives a tensor `(N, K, H, W, D)` for every size. Returns
-    that, of the inputs' type and with their metadata.
+    that, in `dtype` and with the inputs' metadata; on the inputs' device, or in main memory where it would take more
+    than half of the GPU's share.
 
     Raises:
         InputError: an overlap outside [0, 1), another tile_size, or as `fast_network`.
@@ -70,6 +75,7 @@ class TiledInferer(Inferer):
         memory_share: float = 0.5,
         backend: str = "torch",
         mirrored: Sequence[int] | None = None,
+        dtype: torch.dtype = torch.float16,
     ) -> None:
         super().__init__()
         if not 0 <= overlap < 1:
@@ -79,7 +85,7 @@ class TiledInferer(Inferer):
         self.crop_size, self.tile_size, self.overlap = tuple(crop_size), tile_size, overlap
         self.air, self.background = air, background
         self.multiple, self.bytes_per_voxel, self.memory_share = multiple, bytes_per_voxel, memory_share
-        self.mirrored = mirrored
+        self.mirrored, self.dtype = mirrored, dtype
         self._fast = FastNetworks(backend)
 
     def __call__(self, inputs: Tensor, network: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
@@ -96,22 +102,34 @@ class TiledInferer(Inferer):
         logits = self._run(image, run)
         return MetaTensor(logits).copy_meta_from(inputs, copy_attr=False) if isinstance(inputs, MetaTensor) else logits
 
-    def _run(self, image: Tensor, predict: Callable[[Tensor], Tensor]) -> Tensor:
+    def _run(self, image: Tensor, predict: Predict) -> Tensor:
+        """Logits of an image; once the GPU's memory is full, in smaller tiles and with the logits in main memory."""
         box = self._box(image)
-        part = image[box]
-        lacking = [max(0, crop - length) for crop, length in zip(self.crop_size, part.shape[2:])]
-        before = [total // 2 for total in lacking]
-        inside: Place = (..., *(slice(first, first + length) for first, length in zip(before, part.shape[2:])))
-        if any(lacking):
-            # from the last axis to the first
-            ends = zip(before[::-1], lacking[::-1])
-            part = F.pad(part, [length for first, total in ends for length in (first, total - first)])
-        logits = self._run_tiles(part, predict)[inside].to(image.dtype)
-        if logits.shape[2:] == image.shape[2:]:
-            return logits
-        whole = logits.new_full((*logits.shape[:2], *image.shape[2:]), self.background)
-        whole[box] = logits
-        return whole
+        size = tuple(max(length, crop) for length, crop in zip(image[box].shape[2:], self.crop_size))
+        if not isinstance(self.tile_size, str):
+            limits = zip(self.tile_size, self.crop_size, size)
+            tile = tuple(max(crop, min(tile, length)) for tile, crop, length in limits)
+            steps = [_step(length, part, self.overlap) for length, part in zip(size, tile)]
+            return self._blend(image, box, tile, steps, predict, image.device)
+        budget = free_memory(image.device) * self.memory_share
+        a_voxel = self.bytes_per_voxel * len(image)
+        if math.prod(size) * a_voxel > budget:  # in one piece the network is done before the logits are kept
+            first: Place = (..., *(slice(length) for length in self.crop_size))
+            channels = predict(self._padded(image[box][first])).shape[1]
+            if self._device(image, channels, image.device) == image.device:
+                budget -= self._bytes(image, channels)
+        voxels, device = int(budget / a_voxel), image.device
+        while True:
+            tile = choose_tile(size, self.crop_size, self.multiple, self.overlap, voxels)
+            axes = zip(size, tile, self.crop_size)
+            steps = [_step(length, part, self.overlap, crop // 2) for length, part, crop in axes]
+            try:
+                return self._blend(image, box, tile, steps, predict, device)
+            except torch.OutOfMemoryError:
+                if tile == self.crop_size and device == MAIN_MEMORY:
+                    raise
+            voxels, device = math.prod(tile) // 2, MAIN_MEMORY
+            logger.warning("out of memory with a tile of %s voxels: trying smaller ones", tile)
 
     def _box(self, image: Tensor) -> Place:
         """The box of all that is not air, with a margin of at least `multiple`; it begins on the coarsest grid."""
@@ -128,50 +146,87 @@ class TiledInferer(Inferer):
             box.append(slice(max(0, first - 1) * self.multiple, min(length, (last + 2) * self.multiple)))
         return (..., *box)
 
-    def _run_tiles(self, image: Tensor, predict: Callable[[Tensor], Tensor]) -> Tensor:
-        """Logits of an image that is nowhere smaller than a crop; once the GPU's memory is full, in smaller tiles."""
-        size = tuple(image.shape[2:])
-        if not isinstance(self.tile_size, str):
-            limits = zip(self.tile_size, self.crop_size, size)
-            tile = tuple(max(crop, min(tile, length)) for tile, crop, length in limits)
-            steps = [_step(length, part, self.overlap) for length, part in zip(size, tile)]
-            return self._blend(image, tile, steps, predict)
-        voxels = int(free_memory(image.device) * self.memory_share / self.bytes_per_voxel / len(image))
-        while True:
-            tile = choose_tile(size, self.crop_size, self.multiple, self.overlap, voxels)
-            axes = zip(size, tile, self.crop_size)
-            steps = [_step(length, part, self.overlap, crop // 2) for length, part, crop in axes]
-            try:
-                return self._blend(image, tile, steps, predict)
-            except torch.OutOfMemoryError:
-                if tile == self.crop_size:
-                    raise
-            voxels = math.prod(tile) // 2
-            logger.warning("out of memory with a tile of %s voxels: trying smaller ones", tile)
-
     def _blend(
-        self, image: Tensor, tile: tuple[int, ...], steps: Sequence[int], predict: Callable[[Tensor], Tensor]
+        self,
+        image: Tensor,
+        box: Place,
+        tile: tuple[int, ...],
+        steps: Sequence[int],
+        predict: Predict,
+        device: torch.device,
     ) -> Tensor:
-        size = tuple(image.shape[2:])
-        places: list[Place] = [(..., *place) for place in dense_patch_slices(size, tile, steps)]
+        """Logits of the whole image: of tiles inside the box, and `background` elsewhere; on `device`, if they fit."""
+        part = image[box]
+        size = tuple(part.shape[2:])
+        inside = self._inside(size)
+        # where the image is smaller than a crop it is padded tile by tile, and the tile is as small as the image
+        own = tuple(min(length, total) for length, total in zip(tile, size))
+        places: list[Place] = [(..., *place) for place in dense_patch_slices(size, own, steps)]
         logger.debug("%s voxels in %d tiles of %s", size, len(places), tile)
-        if len(places) == 1:
-            return predict(image)
-        if self.air is not None:
-            places = [place for place in places if (image[place] > self.air).any()] or places[:1]
-        importance = compute_importance_map(tile, mode=BlendMode.GAUSSIAN, device=image.device, dtype=image.dtype)
-        weight = image.new_zeros(size)
-        logits: Tensor | None = None
+        importance: Tensor | None = None
+        if len(places) > 1:
+            importance = compute_importance_map(tile, mode=BlendMode.GAUSSIAN, device=image.device, dtype=image.dtype)
+            importance = importance[inside]
+            if self.air is not None:
+                places = [place for place in places if (part[place] > self.air).any()] or places[:1]
+        whole: Tensor | None = None
         for place in places:
-            part = predict(image[place])
-            if logits is None:
-                logits = image.new_zeros((*part.shape[:2], *size))
-            logits[place].addcmul_(part, importance)
-            weight[place] += importance
-        assert logits is not None
-        skipped = weight == 0
-        logits.div_(weight.masked_fill_(skipped, 1))
-        return logits.masked_fill_(skipped, self.background)
+            logits = predict(self._padded(part[place]))[inside]
+            if whole is None:
+                channels = logits.shape[1]
+                shape = (len(image), channels, *image.shape[2:])
+                device = self._device(image, channels, device)
+                whole = torch.full(shape, self.background, dtype=self.dtype, device=device)
+                for covered in places:
+                    whole[box][covered] = 0
+            if importance is None:
+                whole[box][place] = logits
+            else:
+                whole[box][place].add_((logits * _share(place, places, importance)).to(whole))
+            del logits  # before the network needs the memory for the next tile
+        assert whole is not None
+        return whole
+
+    def _inside(self, size: Sequence[int]) -> Place:
+        """Where an image of this size lies in what `_padded` makes of it."""
+        firsts = [max(0, crop - length) // 2 for crop, length in zip(self.crop_size, size)]
+        return (..., *(slice(first, first + length) for first, length in zip(firsts, size)))
+
+    def _padded(self, tile: Tensor) -> Tensor:
+        """The tile with zeros on both sides, where it is smaller than a crop."""
+        lacking = [max(0, crop - length) for crop, length in zip(self.crop_size, tile.shape[2:])]
+        # from the last axis to the first
+        ends = [length for total in lacking[::-1] for length in (total // 2, total - total // 2)]
+        return F.pad(tile, ends) if any(lacking) else tile
+
+    def _bytes(self, image: Tensor, channels: int) -> int:
+        """Memory of the logits of an image."""
+        return len(image) * channels * math.prod(image.shape[2:]) * self.dtype.itemsize
+
+    def _device(self, image: Tensor, channels: int, device: torch.device) -> torch.device:
+        """Where the logits are kept: on `device`, or in main memory if that leaves the network too little."""
+        if device == MAIN_MEMORY:
+            return device
+        left = free_memory(device) * self.memory_share / 2
+        return device if self._bytes(image, channels) <= left else MAIN_MEMORY
+
+
+def _share(place: Place, places: Sequence[Place], importance: Tensor) -> Tensor:
+    """The weights of the tile at `place`, of which those of all tiles that cover a voxel sum to 1.
+
+    They are computed here and not for the whole scan, where they would take as much memory as the logits of a class.
+
+    Args:
+        places: of all tiles, which have the size of `importance`, `(h, w, d)`.
+    """
+    starts = np.array([[axis.start for axis in each[1:]] for each in places])
+    shifts = starts - [axis.start for axis in place[1:]]
+    total = torch.zeros_like(importance)
+    for shift in shifts[(np.abs(shifts) < importance.shape).all(1)].tolist():
+        here = tuple(slice(max(0, by), length + min(0, by)) for by, length in zip(shift, importance.shape))
+        there = tuple(slice(max(0, -by), length - max(0, by)) for by, length in zip(shift, importance.shape))
+        total[here] += importance[there]
+    return importance / total
 
 
 def choose_tile(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+import itertools
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,24 +14,33 @@ from monai.data import MetaTensor
 from monai.transforms import MapTransform, Transform
 from torch import Tensor
 
+SLAB_VOXELS = 1 << 18  # larger ones take more memory and no less time
 
-def logits_to_label(logits: Tensor) -> Tensor:
-    """Label `(1, H, W, D)` uint8 of logits `(K, H, W, D)`: k + 1 of the highest logit, 0 where none is positive."""
-    highest, index = logits.max(0, keepdim=True)
-    return torch.where(highest > 0, index + 1, 0).to(torch.uint8)
+
+def logits_to_label(logits: Tensor, slab_voxels: int = SLAB_VOXELS) -> Tensor:
+    """Label `(1, H, W, D)` uint8 of logits `(K, H, W, D)`: k + 1 of the highest logit, 0 where none is positive.
+
+    It is made slab by slab along the first axis, `slab_voxels` at a time: an index takes eight bytes.
+    """
+    label = logits.new_empty((1, *logits.shape[1:]), dtype=torch.uint8)
+    for start, stop in _slabs(logits.shape[1:], slab_voxels):
+        highest, index = logits[:, start:stop].max(0)
+        label[0, start:stop] = torch.where(highest > 0, index + 1, 0)
+    return label
 
 
 class LogitsToLabel(Transform):
     """Resample logits to another grid and keep the label only.
 
     The logits are interpolated linearly at the voxel centres of the target grid, slab by slab along its first axis, so
-    that the probabilities of all classes are never held at full size. Outside the logits' grid the nearest value holds.
+    that the probabilities of all classes are never held at full size; logits in half precision are interpolated in
+    single precision, of which no more is made than a slab needs. Outside the logits' grid the nearest value holds.
 
     Args:
         slab_voxels: voxels of the target grid handled at a time.
     """
 
-    def __init__(self, slab_voxels: int = 1 << 20) -> None:
+    def __init__(self, slab_voxels: int = SLAB_VOXELS) -> None:
         self.slab_voxels = slab_voxels
 
     def __call__(  # type: ignore[override]
@@ -51,17 +61,37 @@ class LogitsToLabel(Transform):
         shape = tuple(int(size) for size in target_shape)
         to_source = np.linalg.solve(affine, target_affine)
         if tuple(source.shape[1:]) == shape and np.allclose(to_source, np.eye(4), atol=1e-5):
-            return MetaTensor(logits_to_label(source), affine=torch.as_tensor(target_affine))
+            return MetaTensor(logits_to_label(source, self.slab_voxels), affine=torch.as_tensor(target_affine))
         label = torch.empty((1, *shape), dtype=torch.uint8)
-        thickness = max(1, self.slab_voxels // max(1, shape[1] * shape[2]))
-        for start in range(0, shape[0], thickness):
-            stop = min(start + thickness, shape[0])
-            grid = _sampling_grid(to_source, source.shape[1:], (start, stop), shape[1:]).to(source)
-            sampled = F.grid_sample(
-                source[None], grid[None], mode="bilinear", padding_mode="border", align_corners=True
-            )
-            label[:, start:stop] = logits_to_label(sampled[0]).cpu()
+        for start, stop in _slabs(shape, self.slab_voxels):
+            box = _source_box(to_source, source.shape[1:], ((start, stop), *((0, size) for size in shape[1:])))
+            part = source[(slice(None), *box)].float()
+            shifted = to_source.copy()
+            shifted[:3, 3] -= [side.start for side in box]
+            grid = _sampling_grid(shifted, part.shape[1:], (start, stop), shape[1:]).to(part)
+            sampled = F.grid_sample(part[None], grid[None], mode="bilinear", padding_mode="border", align_corners=True)
+            label[:, start:stop] = logits_to_label(sampled[0], self.slab_voxels).cpu()
         return MetaTensor(label, affine=torch.as_tensor(target_affine))
+
+
+def _slabs(shape: Sequence[int], slab_voxels: int) -> Iterator[tuple[int, int]]:
+    """First and last row, exclusive, of slabs of at most `slab_voxels`, but of a row at least."""
+    thickness = max(1, slab_voxels // max(1, shape[1] * shape[2]))
+    for start in range(0, shape[0], thickness):
+        yield start, min(start + thickness, shape[0])
+
+
+def _source_box(
+    to_source: np.ndarray, source_shape: Sequence[int], ranges: Sequence[tuple[int, int]]
+) -> tuple[slice, ...]:
+    """The voxels of the source between which positions of a box of the target lie; at least one along each axis."""
+    corners = np.array(list(itertools.product(*((first, last - 1) for first, last in ranges))))
+    positions = corners @ to_source[:3, :3].T + to_source[:3, 3]
+    firsts, lasts = np.floor(positions.min(0)), np.ceil(positions.max(0))
+    return tuple(
+        slice(int(np.clip(first, 0, size - 1)), int(np.clip(last, 0, size - 1)) + 1)
+        for first, last, size in zip(firsts, lasts, source_shape)
+    )
 
 
 def _sampling_grid(

@@ -26,15 +26,20 @@ def image_of(settings: Settings, shape: Sequence[int]) -> Tensor:
     return torch.from_numpy(volume[None, None]).to(settings.device)
 
 
-def config_of(settings: Settings) -> tuple[Any, Any]:
+def config_of(settings: Settings, **options: Any) -> tuple[Any, Any]:
     """The bundle's inference config and its network, with the released weights, or random ones where there are none."""
     torch.manual_seed(0)
-    config = bundle_config(BUNDLE, "inference", device=torch.device(settings.device))
+    config = bundle_config(BUNDLE, "inference", device=torch.device(settings.device), **options)
     network = config.get_parsed_content("network").eval()
     weights = BUNDLES / BUNDLE / "models" / "model.pt"
     if weights.is_file():
         load_weights(network, weights)
     return config, network
+
+
+def reference_inferer(config: Any) -> SlidingWindowInferer:
+    """Windows of the training crop that overlap by half."""
+    return SlidingWindowInferer(config.get_parsed_content("crop_size"), 4, overlap=0.5, mode="gaussian")
 
 
 def volume_call(settings: Settings, kind: str, shape: Sequence[int]) -> Callable[[], Tensor]:
@@ -43,7 +48,7 @@ def volume_call(settings: Settings, kind: str, shape: Sequence[int]) -> Callable
     image = image_of(settings, shape)
     precision = torch.autocast(settings.device, enabled=config.get_parsed_content("amp"))
     inferer = config.get_parsed_content("inferer")
-    reference = SlidingWindowInferer(config.get_parsed_content("crop_size"), 4, overlap=0.5, mode="gaussian")
+    reference = reference_inferer(config)
     with torch.inference_mode():
         network(image[..., :16, :16, :16])  # what the libraries keep for themselves
 
@@ -58,8 +63,31 @@ def volume_call(settings: Settings, kind: str, shape: Sequence[int]) -> Callable
     return ours if kind == "ours" else theirs
 
 
+def check_equal(settings: Settings, shape: Sequence[int] = (56, 48, 40)) -> None:
+    """The bundle's inferer gives the reference's logits where it takes the same tiles, and runs those of air too.
+
+    Both compute and keep single precision, in which a GPU's convolutions round more than a CPU's.
+    """
+    same: dict[str, Any] = {"tile_size": "@crop_size", "overlap": 0.5, "air": None, "inferer#dtype": "$torch.float32"}
+    config, network = config_of(settings, **same)
+    image = image_of(settings, shape)
+    with torch.inference_mode():
+        ours = config.get_parsed_content("inferer")(image, network)
+        expected = reference_inferer(config)(image, network)
+    assert isinstance(expected, Tensor)
+    require(ours.shape == expected.shape, f"our logits are {tuple(ours.shape)} and not {tuple(expected.shape)}")
+    difference, largest = (ours - expected).abs().max().item(), expected.abs().max().item()
+    tolerance = 1e-4 if settings.device == "cpu" else 2e-2
+    require(
+        difference < tolerance * largest,
+        f"our logits differ by {difference:.3g} from the reference's in the same tiles, of which the largest is "
+        f"{largest:.3g}",
+    )
+
+
 def run(settings: Settings) -> Iterator[Row]:
     """Time and memory of a scan."""
+    check_equal(settings)
     shape = (72, 72, 72) if settings.quick else (128, 128, 96)
     size = "{} x {} x {} voxels".format(*shape)
     calls = volume_call(settings, "ours", shape), volume_call(settings, "reference", shape)

@@ -42,7 +42,8 @@ class Row:
 
     Args:
         name: "section/figure".
-        ours, reference: medians, or one value where nothing varies; less is better. None where it was not measured.
+        ours, reference: medians, or one value where nothing varies; less is better where there are both. None where it
+            was not measured.
         unit: of both.
         size: what was measured.
         settings: with what.

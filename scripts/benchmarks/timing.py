@@ -63,9 +63,20 @@ def time_beside(
         for index, call in enumerate(calls):
             if turn < turns[index]:
                 times[index].append(seconds_of(call, settings.device, numbers[index]) * factor)
-    medians = [float(np.median(found)) for found in times]
-    spreads = [float(np.subtract(*np.percentile(found, [75, 25]))) for found in times]
-    return Row(name, medians[0], medians[1], unit, size, settings, spreads[0], spreads[1])
+    (ours, ours_spread), (reference, reference_spread) = (_median_and_spread(found) for found in times)
+    return Row(name, ours, reference, unit, size, settings, ours_spread, reference_spread)
+
+
+def time_alone(name: str, call: Call, settings: Settings, size: str, *, repeats: int) -> Row:
+    """Median and interquartile range in seconds of a long call that has no reference, after one to warm up."""
+    settings.apply()
+    call()
+    median, spread = _median_and_spread([seconds_of(call, settings.device) for _ in range(repeats)])
+    return Row(name, median, None, "s", size, settings, spread)
+
+
+def _median_and_spread(values: Sequence[float]) -> tuple[float, float]:
+    return float(np.median(values)), float(np.subtract(*np.percentile(values, [75, 25])))
 
 
 def memory_beside(

@@ -46,6 +46,22 @@ def test_a_container_sees_its_own_limit_at_the_root(system):
     assert free_memory(CPU, root) == 0
 
 
+# inside a container the file names the group as the host does, but its own group is the root of what is mounted
+@pytest.mark.parametrize("folder", ["memory/jobs/job_1", "memory/jobs", "memory"])
+def test_the_limit_counts_in_control_groups_of_version_1_too(system, folder):
+    root, write = system
+    write("proc/self/cgroup", "5:cpu,cpuacct:/jobs/job_2\n4:hugetlb,memory:/jobs/job_1\n1:name=systemd:/a:b\n0::/\n")
+    write("sys/fs/cgroup/memory/jobs/job_2/memory.limit_in_bytes", "7\n")
+    write("sys/fs/cgroup/memory/memory.limit_in_bytes", "9223372036854771712\n")  # none
+    write("sys/fs/cgroup/memory/memory.usage_in_bytes", "2500\n")
+    assert free_memory(CPU, root) == 8_000_000 * 1024
+    write(f"sys/fs/cgroup/{folder}/memory.limit_in_bytes", "3000\n")
+    write(f"sys/fs/cgroup/{folder}/memory.usage_in_bytes", "2500\n")
+    assert free_memory(CPU, root) == 500
+    write(f"sys/fs/cgroup/{folder}/memory.stat", "inactive_file 100\ntotal_inactive_file 700\n")
+    assert free_memory(CPU, root) == 1200
+
+
 def test_other_systems_have_some_memory_too(tmp_path):
     assert free_memory(CPU, tmp_path) > 1 << 28
 

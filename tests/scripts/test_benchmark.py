@@ -6,10 +6,11 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
+from monai.inferers import SlidingWindowInferer
 
 from custom_components.errors import InputError
 from scripts.benchmark import DEFAULT, benchmark
-from scripts.benchmarks import augment, loss, pipeline, train
+from scripts.benchmarks import augment, infer, loss, pipeline, train
 from scripts.benchmarks.scans import phantom_volume, spacing_of, write_scan
 from scripts.benchmarks.settings import Row, Settings
 from scripts.benchmarks.timing import peak_memory, time_beside
@@ -93,6 +94,42 @@ def test_the_reference_step_starts_with_the_same_loss_and_takes_the_same_step():
     ours, reference = train.our_step(QUICK), train.reference_step(QUICK)
     for _ in range(2):
         assert ours().item() == pytest.approx(reference().item(), rel=1e-3)
+
+
+@pytest.mark.slow
+def test_the_paper_s_step_has_its_rows_whatever_the_device():
+    rows = list(train.paper_rows(QUICK, peak_tflops=1e-3))
+    figures = {
+        f"train/paper_{kind}_{figure}": unit
+        for kind in ("step", "checkpointing")
+        for figure, unit in (("time", "s"), ("rate", "Mvoxel/s"), ("peak_share", "%"), ("memory", "MB"))
+    }
+    assert {row.name: row.unit for row in rows} == figures
+    assert all(row.ours > 0 and row.reference is None and row.ratio is None for row in rows)
+    assert {row.size for row in rows} == {"4 views of 32 x 32 x 16, 8 channels, 5 scales"}
+
+
+def test_the_paper_s_step_has_the_paper_s_size():
+    config = train.config_of(Settings("cpu", 1), paper=True)
+    assert train.size_of(config) == "20 views of 128 x 128 x 32, 32 channels"
+    assert config.get_parsed_content("num_scales") == 5
+    assert train.size_of(train.config_of(Settings("cpu", 1))) == "6 views of 40 x 40 x 32, 16 channels"
+
+
+def test_operations_are_those_of_products_and_convolutions_both_ways():
+    a, b = torch.rand(8, 16, requires_grad=True), torch.rand(16, 4, requires_grad=True)
+    assert train.flops_of(lambda: (a @ b).sum().backward()) == 3 * 2 * 8 * 16 * 4
+    convolution, image = torch.nn.Conv3d(2, 5, 3, padding=1), torch.rand(1, 2, 6, 5, 4)
+    # the image needs no gradient
+    assert train.flops_of(lambda: convolution(image).sum().backward()) == 2 * 2 * 2 * 5 * 27 * 6 * 5 * 4
+
+
+def test_the_reference_windows_give_the_logits_of_ours_in_the_same_tiles(monkeypatch):
+    infer.check_equal(QUICK)
+    quarter = SlidingWindowInferer((40, 40, 40), 4, overlap=0.25, mode="gaussian")
+    monkeypatch.setattr(infer, "reference_inferer", lambda config: quarter)
+    with pytest.raises(RuntimeError, match="benchmark: our logits differ by .* in the same tiles"):
+        infer.check_equal(QUICK, (72, 48, 40))
 
 
 def test_a_phantom_is_enlarged_by_repeating_its_voxels(tmp_path):

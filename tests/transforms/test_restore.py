@@ -38,10 +38,21 @@ def test_the_highest_positive_logit_gives_the_label():
     assert logits_to_label(logits).flatten().tolist() == [0, 1, 2]
 
 
+@pytest.mark.parametrize("slab_voxels", [1, 10, 1 << 20])
+def test_a_label_is_the_same_in_slabs(slab_voxels):
+    logits = np.random.default_rng(0).normal(size=(3, 9, 2, 5)).astype(np.float16)
+    expected = np.where(logits.max(0) > 0, logits.argmax(0) + 1, 0)
+    label = logits_to_label(torch.from_numpy(logits), slab_voxels)
+    assert label.dtype == torch.uint8 and np.array_equal(label[0], expected)
+    label = LogitsToLabel(slab_voxels)(torch.from_numpy(logits), np.eye(4), np.eye(4), (9, 2, 5))
+    assert np.array_equal(label[0], expected)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32])
 @pytest.mark.parametrize("slab_voxels", [1, 100, 1 << 20])
-def test_resampling_equals_scipy_at_the_voxel_centres(slab_voxels):
+def test_resampling_equals_scipy_at_the_voxel_centres(slab_voxels, dtype):
     rng = np.random.default_rng(0)
-    logits = rng.normal(size=(3, 9, 7, 8)).astype(np.float32)
+    logits = rng.normal(size=(3, 9, 7, 8)).astype(dtype)
     affine, target_affine, shape = affine_of("oblique"), np.diag([-1.1, 1.3, -0.9, 1.0]), (6, 5, 9)
     target_affine[:3, 3] = affine[:3, 3] + affine[:3, :3] @ [4, 3, 4] + [3, -3, 4]
     grid = np.stack(np.meshgrid(*[np.arange(s) for s in shape], indexing="ij"), -1)
