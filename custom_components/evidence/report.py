@@ -40,19 +40,25 @@ def summary_table(summary: Sequence[dict[str, Any]]) -> str:
     ]
 
     for row in sorted(summary, key=_order):
-        interval = "" if row["dice_low"] is None else f"{row['dice_low']:.3f} to {row['dice_high']:.3f}"
+        interval, difference, p_value = _texts(row)
         line = f"{row['backbone']:<{width}}{row['head']:<18}{row['num_labelled']:>7}{row['seeds']:>7}"
         line += f"{row['dice']:>8.3f}  {interval:<16}"
-        if row["difference_low"] is not None:
-            line += f"{row['difference']:+.3f} ({row['difference_low']:+.3f} to {row['difference_high']:+.3f}), "
-            line += f"p = {row['p_value']:.2g}"
-        lines.append(line)
+        lines.append(line + (f"{difference}, p = {p_value}" if difference else ""))
     return "\n".join(lines)
 
 
 def _order(row: dict[str, Any]) -> tuple[str, float, str]:
     count = row["num_labelled"]
     return row["head"], float("inf") if count == "all" else float(count), row["backbone"]
+
+
+def _texts(row: dict[str, Any]) -> tuple[str, str, str]:
+    """Interval, difference with its interval, and p-value of a row of the summary; empty where it has none."""
+    interval = "" if row["dice_low"] is None else f"{row['dice_low']:.3f} to {row['dice_high']:.3f}"
+    if row["difference_low"] is None:
+        return interval, "", ""
+    difference = f"{row['difference']:+.3f} ({row['difference_low']:+.3f} to {row['difference_high']:+.3f})"
+    return interval, difference, f"{row['p_value']:.2g}"
 
 
 def markdown_table(summary: Sequence[dict[str, Any]], reference: str | None = None) -> str:
@@ -68,13 +74,8 @@ def markdown_table(summary: Sequence[dict[str, Any]], reference: str | None = No
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for row in sorted(summary, key=_order):
-        interval = "" if row["dice_low"] is None else f"{row['dice_low']:.3f} to {row['dice_high']:.3f}"
-        difference = p_value = ""
-        if row["difference_low"] is not None:
-            difference = f"{row['difference']:+.3f} ({row['difference_low']:+.3f} to {row['difference_high']:+.3f})"
-            p_value = f"{row['p_value']:.2g}"
-        values = (row["head"], row["num_labelled"], row["backbone"], row["seeds"], f"{row['dice']:.3f}", interval)
-        lines.append("| " + " | ".join(str(value) for value in (*values, difference, p_value)) + " |")
+        values = (row["head"], row["num_labelled"], row["backbone"], row["seeds"], f"{row['dice']:.3f}", *_texts(row))
+        lines.append("| " + " | ".join(str(value) for value in values) + " |")
     return "\n".join(lines)
 
 
