@@ -60,7 +60,9 @@ def apply_table(image: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
     step = max(1, PIECE // len(rows)) if image.device.type == "cpu" else max(1, rows.shape[1])
     for start in range(0, rows.shape[1], step):
         piece = rows[:, start : start + step].float().clamp(0, 1)
-        nearest = piece.mul_(table.shape[-1] - 1).add_(0.5).to(torch.int32).add_(first)
+        nearest = piece.mul_(table.shape[-1] - 1).add_(0.5).to(torch.int32)
+        if len(rows) > 1:
+            nearest += first
         out[:, start : start + step] = table.flatten().index_select(0, nearest.flatten()).view(nearest.shape)
     return out.view(image.shape)
 

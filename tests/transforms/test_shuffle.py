@@ -9,7 +9,7 @@ from monai.data import MetaTensor
 from monai.transforms import Compose
 
 from custom_components.transforms import RandLocalShuffle, RandLocalShuffled
-from custom_components.transforms.shuffle import shuffle_blocks
+from custom_components.transforms.shuffle import random_permutations, shuffle_blocks
 
 
 def seeded(seed=0, **settings) -> RandLocalShuffle:
@@ -76,9 +76,19 @@ def test_blocks_have_permutations_of_their_own_that_are_uniform():
     transform = seeded(block_fraction=0.01, num_blocks=5000)
     transform.randomize((60, 60, 60))
     assert transform.permutations.shape == (5000, 8)
-    assert torch.equal(transform.permutations.sort(1).values, torch.arange(8).expand(5000, 8))
-    frequency = torch.nn.functional.one_hot(transform.permutations, 8).float().mean(0)
+    permutations = transform.permutations.long()
+    assert torch.equal(permutations.sort(1).values, torch.arange(8).expand(5000, 8))
+    frequency = torch.nn.functional.one_hot(permutations, 8).float().mean(0)
     assert (frequency - 1 / 8).abs().max() < 0.025
+
+
+@pytest.mark.parametrize("length", [2, 256, 257, 1000])  # with random numbers of 32 bits, and of 64
+def test_random_permutations_of_any_length(length):
+    permutations = random_permutations(51, length, seed=3)
+    assert permutations.shape == (51, length)
+    assert (permutations.sort(1).values == torch.arange(length)).all()
+    assert len(permutations.unique(dim=0)) == (51 if length > 2 else 2)
+    assert torch.equal(permutations, random_permutations(51, length, seed=3))
 
 
 def test_channels_are_shuffled_alike():
