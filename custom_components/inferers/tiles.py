@@ -46,7 +46,7 @@ class TiledInferer(Inferer):
             the output there is `background`, which stands for no class. None runs everything.
         background: logit of each class where nothing was run; a sigmoid of 2e-9.
         multiple: sizes that "auto" chooses are multiples of it, as is the position of the box: `2 ** (num_scales - 1)`.
-        bytes_per_voxel: what the network needs at its peak, per voxel of a tile.
+        bytes_per_voxel: what the network needs at its peak in single precision, per voxel of a tile.
         memory_share: share of the free memory that "auto" takes, for a tile and for the logits of the scan.
         backend: "torch", or "openvino" on CPUs.
         mirrored: a tile is also run mirrored along its first axis, left to right in RAS order, and the mean of both
@@ -54,6 +54,7 @@ class TiledInferer(Inferer):
             the time. None runs the scan as it is.
         dtype: of the result. Half precision rounds logits to 1 in 2,000 and keeps their signs, and takes half the
             memory; a network that gives values above 65,504 needs another.
+        cpu_bfloat16: on CPUs, an `nn.Module` computes in bfloat16, with the backend "torch"; see `fast_network`.
 
     Call it with `inputs` `(N, C, H, W, D)` and a network that gives a tensor `(N, K, H, W, D)` for every size. Returns
     that, in `dtype` and with the inputs' metadata; on the inputs' device, or in main memory where it would take more
@@ -76,6 +77,7 @@ class TiledInferer(Inferer):
         backend: str = "torch",
         mirrored: Sequence[int] | None = None,
         dtype: torch.dtype = torch.float16,
+        cpu_bfloat16: bool = False,
     ) -> None:
         super().__init__()
         if not 0 <= overlap < 1:
@@ -86,7 +88,7 @@ class TiledInferer(Inferer):
         self.air, self.background = air, background
         self.multiple, self.bytes_per_voxel, self.memory_share = multiple, bytes_per_voxel, memory_share
         self.mirrored, self.dtype = mirrored, dtype
-        self._fast = FastNetworks(backend)
+        self._fast = FastNetworks(backend, cpu_bfloat16)
 
     def __call__(self, inputs: Tensor, network: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
         image = inputs.as_tensor() if isinstance(inputs, MetaTensor) else inputs
