@@ -68,8 +68,9 @@ def check_equal(settings: Settings, shape: Sequence[int] = (56, 48, 40)) -> None
 
     Both compute and keep single precision, in which a GPU's convolutions round more than a CPU's.
     """
-    same: dict[str, Any] = {"tile_size": "@crop_size", "overlap": 0.5, "air": None, "inferer#dtype": "$torch.float32"}
-    config, network = config_of(settings, **same)
+    same: dict[str, Any] = {"tile_size": "@crop_size", "overlap": 0.5, "air": None}
+    exact: dict[str, Any] = {"inferer#dtype": "$torch.float32", "cpu_bfloat16": False}
+    config, network = config_of(settings, **same, **exact)
     image = image_of(settings, shape)
     with torch.inference_mode():
         ours = config.get_parsed_content("inferer")(image, network)
