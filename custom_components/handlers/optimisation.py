@@ -17,7 +17,8 @@ class GradientClipping:
     """Clip the total gradient norm before every optimiser step.
 
     It hooks the optimiser's step, because MONAI's trainer has no event between un-scaling (mixed precision) and the
-    step.
+    step. In bfloat16, which has the range of single precision, it takes away the trainer's scaling: nothing would ever
+    overflow there, so that the scale would grow until the norm of the scaled gradient does.
 
     Args:
         max_norm: upper bound of the gradient's L2 norm over all parameters.
@@ -28,7 +29,12 @@ class GradientClipping:
 
     def attach(self, engine: Any) -> None:
         # handlers are attached before the engine knows its optimiser
-        engine.add_event_handler(Events.STARTED, lambda: engine.optimizer.register_step_pre_hook(self._clip))
+        engine.add_event_handler(Events.STARTED, self._start, engine)
+
+    def _start(self, engine: Any) -> None:
+        if getattr(engine, "scaler", None) is not None and engine.amp_kwargs.get("dtype") == torch.bfloat16:
+            engine.scaler = torch.amp.GradScaler(enabled=False)
+        engine.optimizer.register_step_pre_hook(self._clip)
 
     def _clip(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]

@@ -38,6 +38,28 @@ def test_it_goes_on_from_an_adam_that_is_not_fused_and_stays_fused():
     assert torch.allclose(train(other, fused, 5, seed=1), train(network, plain, 5, seed=1), atol=1e-5)
 
 
+def test_it_goes_on_from_moments_that_lie_otherwise_in_memory():
+    def steps(convolution, optimizer, count, seed):
+        generator = torch.Generator().manual_seed(seed)
+        for _ in range(count):
+            optimizer.zero_grad()
+            convolution(torch.randn(2, 8, 5, 5, 5, generator=generator)).square().mean().backward()
+            optimizer.step()
+        return convolution.weight.detach().contiguous()
+
+    torch.manual_seed(0)
+    convolution = torch.nn.Conv3d(8, 16, 3)
+    plain = torch.optim.Adam(convolution.parameters(), 1e-2, foreach=False)
+    steps(convolution, plain, 3, seed=0)
+    other = copy.deepcopy(convolution)
+    fused = FusedAdam(other.parameters(), 1e-2)
+    fused.load_state_dict(copy.deepcopy(plain.state_dict()))
+    other.to(memory_format=torch.channels_last_3d)  # after the state was loaded, as the bundles' configs do
+    assert other.weight.stride() != fused.state[other.weight]["exp_avg"].stride()
+    found, expected = steps(other, fused, 3, seed=1), steps(convolution, plain, 3, seed=1)
+    assert torch.allclose(found, expected, atol=1e-6)
+
+
 def test_clipping_is_the_same_where_mixed_precision_leaves_unscaling_to_the_optimiser():
     found = []
     for scaled in (False, True):
@@ -56,3 +78,13 @@ def test_clipping_is_the_same_where_mixed_precision_leaves_unscaling_to_the_opti
         engine.run([0])
         found.append(torch.cat([p.detach().flatten() for p in network.parameters()]))
     assert torch.allclose(found[0], found[1], rtol=1e-6)
+
+
+def test_bfloat16_is_not_scaled_and_float16_is():
+    for dtype, scaled in ((torch.bfloat16, False), (torch.float16, True)):
+        engine = Engine(lambda engine, batch: None)
+        engine.optimizer = FusedAdam(torch.nn.Linear(5, 3).parameters())
+        engine.scaler, engine.amp_kwargs = torch.amp.GradScaler("cpu"), {"dtype": dtype}
+        GradientClipping().attach(engine)
+        engine.run([0])
+        assert engine.scaler.is_enabled() is scaled
