@@ -117,13 +117,15 @@ def list_scans(path: Folders) -> list[dict[str, str]]:
     return items
 
 
-def class_names_of(dataset_dir: str | os.PathLike) -> list[str]:
-    """The classes in `dataset.json` of a folder, in the order of their label values, without the background.
+def class_names_of(dataset_dir: Folders) -> list[str]:
+    """The classes in `dataset.json` of a folder, or of the first of several, in the order of their label values.
+
+    The background is not among them. Whether other folders have the same classes is for `read_datalist` to check.
 
     Raises:
         DataError: no readable `dataset.json`, no "labels" in it, values other than 1, 2, ... C, or a name given twice.
     """
-    file = Path(dataset_dir).expanduser() / "dataset.json"
+    file = _folders(dataset_dir)[0] / "dataset.json"
     if not file.is_file():
         raise DataError(
             f"{file}: no such file, and it is needed for the names of the classes; write it with {LABELS_FORM}"

@@ -9,6 +9,8 @@ import pytest
 import torch
 from monai.bundle import ConfigParser
 
+from custom_components.networks import DenseSSLNetwork, save_weights
+
 from ..public_layouts import PUBLIC_LAYOUTS, write_amos, write_btcv
 from .conftest import BUNDLES, SHORT, SMALL
 
@@ -34,7 +36,8 @@ def test_no_pretraining_sees_the_fold_that_is_tested(name, tmp_path):
         test = cases_of(name, ["evaluate"], "dataset#data", **settings)
         pretrain = cases_of(bundle, ["train", override], "train#dataset#data", **settings)
         held_out = cases_of(bundle, ["evaluate", override], "dataset#data", **settings)
-        assert test and not test & pretrain and test <= held_out
+        transferred = cases_of(bundle, ["evaluate", override], "transfer#dataset#data", **settings)
+        assert test and not test & pretrain and test <= held_out and transferred == test
         tested += sorted(test)
         if name.startswith("amos"):  # of its MRI, the test images beside the labelled ones
             assert all(int(case[-4:]) >= 500 for case in pretrain)
@@ -59,6 +62,20 @@ def test_another_fold_in_the_same_folder_is_refused(trained, command_line):
     settings = {**SMALL, **SHORT, "pretrained": "none", "head_epochs": 1, "fold": 2}
     failed = command_line(name, "train", dataset_dir=data, output_dir=output, **settings)
     assert failed.returncode != 0 and "last.pt: was written by a training with cases=" in failed.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", list(PUBLIC_LAYOUTS))
+def test_labels_are_transferred_between_the_scans_as_downloaded(name, run_bundle, tmp_path):
+    data, (bundle, override) = PUBLIC_LAYOUTS[name](tmp_path / "data"), PRETRAININGS[name]
+    settings = {**SMALL, "dataset_dir": data, "output_dir": tmp_path / "output", "split": "all"}
+    network = DenseSSLNetwork(base_channels=SMALL["base_channels"], num_scales=SMALL["num_scales"])
+    save_weights(network, tmp_path / "model.pt", {})
+    run_bundle(bundle, "evaluate", override, **settings, weights=tmp_path / "model.pt", run_id="label_transfer")
+    dice = {row["class"]: row["dice"] for row in rows_of(tmp_path / "output" / "label_transfer.csv")}
+    assert len(dice) == (13 if name.startswith("btcv") else 15) and all(
+        0 <= float(value) <= 1 for value in dice.values()
+    )
 
 
 def rows_of(path):
