@@ -82,17 +82,19 @@ def test_fine_tuning_starts_from_the_head_of_the_quick_probe(run_bundle, mri_pha
     [
         {"checkpointing": True},
         {"amp_dtype": "$torch.float16"},
+        {"cpu_bfloat16": True},
         pytest.param({"compile": True}, marks=pytest.mark.skipif(shutil.which("c++") is None, reason="no compiler")),
     ],
     ids=lambda option: next(iter(option)),
 )
 def test_every_option_trains_the_same_network(run_bundle, mri_phantoms, pretrained, segmenter, tmp_path, option):
-    settings = {**SMALL, **SHORT, **CLASSES, "pretrained": pretrained / "model.pt", "head_epochs": 1, **option}
+    settings = {**SMALL, **SHORT, **CLASSES, "pretrained": pretrained / "model.pt", "head_epochs": 1} | option
     run_bundle(BUNDLE, "train", dataset_dir=mri_phantoms, output_dir=tmp_path, **settings)
     expected, found = (
         torch.load(folder / "checkpoints" / "last.pt", weights_only=True)["network"] for folder in (segmenter, tmp_path)
     )
-    tolerance = 1e-3 if "compile" in option else 0.0
+    # in bfloat16 a small gradient may have another sign, and Adam's four steps are of 0.001
+    tolerance = {"compile": 1e-3, "cpu_bfloat16": 1e-2}.get(next(iter(option)), 0.0)
     torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance)
 
 
@@ -152,7 +154,8 @@ def test_evaluation_scores_every_case_and_class(run_bundle, mri_phantoms, segmen
 
 
 @pytest.mark.parametrize(
-    "settings", [{"backend": "openvino"}, {"tile_size": [24, 16, 40], "overlap": 0.5}, {"air": 0.0}]
+    "settings",
+    [{"backend": "openvino"}, {"tile_size": [24, 16, 40], "overlap": 0.5}, {"air": 0.0}, {"cpu_bfloat16": True}],
 )
 def test_a_scan_may_be_run_by_openvino_in_tiles_and_without_air(
     run_bundle, mri_phantoms, segmenter, tmp_path, settings
@@ -162,7 +165,7 @@ def test_a_scan_may_be_run_by_openvino_in_tiles_and_without_air(
         pytest.skip("openvino is not installed")
     common = {**SMALL, **CLASSES, "dataset_dir": mri_phantoms, "weights": segmenter / "model.pt"}
     run_bundle(BUNDLE, "evaluate", output_dir=tmp_path / "whole", **common)
-    run_bundle(BUNDLE, "evaluate", output_dir=tmp_path / "other", **common, **settings)
+    run_bundle(BUNDLE, "evaluate", output_dir=tmp_path / "other", **{**common, **settings})
     whole, other = ([row["dice"] for row in rows_of(tmp_path / name / "metrics.csv")] for name in ("whole", "other"))
     assert len(other) == len(PHANTOM_CLASSES)
     if settings.get("backend") == "openvino":
