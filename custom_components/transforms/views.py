@@ -14,6 +14,7 @@ from monai.transforms import MapTransform, Randomizable, Transform
 from custom_components.errors import InputError
 
 from .checks import scan_name
+from .frames import Frame, interpolate, random_matrix, shared_voxels
 
 TRIES_PER_ROUND = 8  # few: each try may read another page of the disk, and most bodies fill a third of their scan
 ROUNDS = 256
@@ -23,7 +24,8 @@ class ViewPair(NamedTuple):
     """Two views, float32 (C, *crop_size), and their common voxels, int64 (max_voxels, 3).
 
     Row i of `voxels_1` and of `voxels_2` is the position of one body voxel in view 1 and in view 2; rows beyond the
-    number of common voxels are -1 in both. `start_1`, int64 (3,), is the position of view 1 in the scan.
+    number of common voxels are -1 in both. `start_1`, int64 (3,), is the position of view 1 in the scan, before it is
+    turned or scaled.
     """
 
     view_1: torch.Tensor
@@ -112,6 +114,12 @@ def common_voxels(
     return torch.from_numpy(voxels[0]), torch.from_numpy(voxels[1])
 
 
+def cut_frame(image: NdarrayOrTensor, frame: Frame, pad_value: float = 0.0) -> torch.Tensor:
+    """`image` (C, H, W, D) on the grid of `frame`, interpolated, float32 (C, *frame.size); otherwise as `cut_view`."""
+    low, size = frame.bounds()
+    return interpolate(cut_view(image, low, size, pad_value), low, frame)
+
+
 class OverlappingViews(Randomizable, Transform):
     """Pairs of random crops around a common body voxel, and the body voxels that both crops hold (vox2vec, section 2).
 
@@ -119,11 +127,18 @@ class OverlappingViews(Randomizable, Transform):
     stay inside the volume; along an axis shorter than the crop the volume is placed at random and padded, and padding
     never yields a voxel. The image and the body may be memory maps of any dtype: only the crops are read.
 
+    With `rotate_range` or `scale_range` each view is also turned and scaled about its centre, on its own, by trilinear
+    interpolation (not in the paper, whose views are crops). A common voxel is then a voxel of view 1 and the nearest
+    one to it in view 2; two views that are turned apart may, rarely, have none.
+
     Args:
         crop_size: size of a view in voxels.
         max_voxels: number of rows of the positions.
         num_pairs: pairs a call.
         pad_value: value outside the volume, in the image's unit.
+        rotate_range: largest angle about each axis, in radians.
+        scale_range: each axis is scaled by a factor within 1 +- this.
+        spacing: size of a voxel in mm, for the rotation.
 
     Call it on an image (C, H, W, D) and its body mask (1, H, W, D), not 0 in the body; it returns `num_pairs`
     `ViewPair`s of plain, contiguous tensors.
@@ -134,7 +149,14 @@ class OverlappingViews(Randomizable, Transform):
     """
 
     def __init__(
-        self, crop_size: Sequence[int], max_voxels: int = 1024, num_pairs: int = 1, pad_value: float = 0.0
+        self,
+        crop_size: Sequence[int],
+        max_voxels: int = 1024,
+        num_pairs: int = 1,
+        pad_value: float = 0.0,
+        rotate_range: float = 0.0,
+        scale_range: float = 0.0,
+        spacing: Sequence[float] = (1.0, 1.0, 1.0),
     ) -> None:
         self.crop_size = tuple(int(side) for side in crop_size)
         if len(self.crop_size) != 3 or min(*self.crop_size, max_voxels, num_pairs) < 1:
@@ -144,13 +166,22 @@ class OverlappingViews(Randomizable, Transform):
             )
         self.max_voxels = max_voxels
         self.num_pairs = num_pairs
+        if rotate_range < 0 or not 0 <= scale_range < 1:
+            raise ValueError(
+                "rotate_range must not be negative and scale_range in [0, 1), "
+                f"but they are {rotate_range}, {scale_range}"
+            )
         self.pad_value = pad_value
+        self.rotate_range = rotate_range
+        self.scale_range = scale_range
+        self.spacing = tuple(spacing)
         self.pairs: list[tuple[tuple[int, ...], tuple[int, ...], int]] = []
+        self.matrices: list[tuple[np.ndarray, np.ndarray]] = []
 
     def randomize(self, body: np.ndarray) -> None:  # type: ignore[override]
-        """Draw for each pair the two crops' starts and a seed for the choice of voxels; none where `body` (H, W, D) is
-        empty."""
-        self.pairs = []
+        """Draw for each pair the two crops' starts, a seed for the choice of voxels and, if views are turned or scaled,
+        their matrices; none where `body` (H, W, D) is empty."""
+        self.pairs, self.matrices = [], []
         for _ in range(self.num_pairs):
             anchor = random_body_voxel(body, self.R)
             if anchor is None:
@@ -158,6 +189,9 @@ class OverlappingViews(Randomizable, Transform):
             ranges = [crop_start_range(*axis) for axis in zip(anchor, body.shape, self.crop_size, strict=True)]
             start_1, start_2 = (tuple(int(self.R.randint(a, b + 1)) for a, b in ranges) for _ in range(2))
             self.pairs.append((start_1, start_2, int(self.R.randint(2**31))))
+            if self.rotate_range or self.scale_range:
+                settings = (self.rotate_range, self.scale_range, self.spacing, self.R)
+                self.matrices.append((random_matrix(*settings), random_matrix(*settings)))
 
     def __call__(  # type: ignore[override]
         self, image: NdarrayOrTensor, body: NdarrayOrTensor, name: Any = None
@@ -174,6 +208,8 @@ class OverlappingViews(Randomizable, Transform):
                 f"{scan_name(image, name)}: the body mask is empty, so there is no voxel to cut views around; "
                 "check the scan and the settings of its body mask"
             )
+        if self.matrices:
+            return [self._turned(image, body, *drawn) for drawn in zip(self.pairs, self.matrices, strict=True)]
         return [
             ViewPair(
                 cut_view(image, start_1, self.crop_size, self.pad_value),
@@ -186,6 +222,23 @@ class OverlappingViews(Randomizable, Transform):
             for start_1, start_2, voxel_seed in self.pairs
         ]
 
+    def _turned(
+        self,
+        image: NdarrayOrTensor,
+        body: NdarrayOrTensor,
+        pair: tuple[tuple[int, ...], tuple[int, ...], int],
+        matrices: tuple[np.ndarray, np.ndarray],
+    ) -> ViewPair:
+        """The pair of views about the centres of the drawn crops, each turned and scaled by its matrix."""
+        half = (np.array(self.crop_size) - 1) / 2
+        frame_1, frame_2 = (Frame(self.crop_size, start + half, matrix) for start, matrix in zip(pair[:2], matrices))
+        return ViewPair(
+            cut_frame(image, frame_1, self.pad_value),
+            cut_frame(image, frame_2, self.pad_value),
+            *shared_voxels(as_array(body)[0], frame_1, frame_2, self.max_voxels, np.random.default_rng(pair[2])),
+            torch.tensor(pair[0]),
+        )
+
 
 class OverlappingViewsd(Randomizable, MapTransform):
     """Dictionary form of `OverlappingViews`: one item becomes a list of `num_pairs` items.
@@ -196,7 +249,7 @@ class OverlappingViewsd(Randomizable, MapTransform):
     Args:
         keys: the image (C, H, W, D), one key.
         body_key: its body mask (1, H, W, D).
-        crop_size, max_voxels, num_pairs, pad_value: as in `OverlappingViews`.
+        crop_size, max_voxels, num_pairs, pad_value, rotate_range, scale_range, spacing: as in `OverlappingViews`.
         pass_keys: entries to hand on; the first one that is present names the scan in messages.
         allow_missing_keys: return an empty list where the image is absent.
 
@@ -214,13 +267,16 @@ class OverlappingViewsd(Randomizable, MapTransform):
         pass_keys: Sequence[Hashable] = ("case", "scan"),
         pad_value: float = 0.0,
         allow_missing_keys: bool = False,
+        rotate_range: float = 0.0,
+        scale_range: float = 0.0,
+        spacing: Sequence[float] = (1.0, 1.0, 1.0),
     ) -> None:
         MapTransform.__init__(self, keys, allow_missing_keys)
         if len(self.keys) != 1:
             raise ValueError(f"OverlappingViewsd cuts views of one image but got the keys {self.keys}")
         self.body_key = body_key
         self.pass_keys = tuple(pass_keys)
-        self.views = OverlappingViews(crop_size, max_voxels, num_pairs, pad_value)
+        self.views = OverlappingViews(crop_size, max_voxels, num_pairs, pad_value, rotate_range, scale_range, spacing)
 
     def set_random_state(
         self, seed: int | None = None, state: np.random.RandomState | None = None
