@@ -11,7 +11,7 @@ from monai.bundle import ConfigParser
 
 from custom_components.networks import DenseSSLNetwork, save_weights
 
-from ..public_layouts import PUBLIC_LAYOUTS, write_amos, write_btcv
+from ..public_layouts import BTCV_VALUES, PUBLIC_LAYOUTS, write_amos, write_btcv, write_phantom
 from .conftest import BUNDLES, SHORT, SMALL
 
 # segmentation bundle -> pre-training bundle and its override for the same data
@@ -43,6 +43,20 @@ def test_no_pretraining_sees_the_fold_that_is_tested(name, tmp_path):
             assert all(int(case[-4:]) >= 500 for case in pretrain)
             assert len(pretrain | held_out) == 7 + 3
     assert len(tested) == len(set(tested)) == 7
+
+
+def test_the_papers_ct_pretraining_reads_ct_of_amos_and_flare(tmp_path):
+    write_amos(tmp_path / "amos", mri=2, ct=4)
+    flare = {f"Case_{number:05d}_0000" for number in range(6)}
+    for seed, case in enumerate(sorted(flare)):
+        path = tmp_path / "UnlabeledCase" / f"{case}.nii.gz"
+        write_phantom("CT", seed, path, tmp_path / "labels" / "label.nii.gz", BTCV_VALUES)
+    folders = {"amos_dir": str(tmp_path / "amos"), "dataset_dir": str(tmp_path / "UnlabeledCase")}
+    pretrain = cases_of("ct_dense_ssl", ["train", "amos_flare"], "train#dataset#data", **folders)
+    held_out = cases_of("ct_dense_ssl", ["evaluate", "amos_flare"], "dataset#data", **folders)
+    amos = {f"amos_{number:04d}" for number in range(1, 5)}
+    assert pretrain | held_out == amos | flare
+    assert held_out and not pretrain & held_out
 
 
 @pytest.fixture(scope="module", params=list(PUBLIC_LAYOUTS))
