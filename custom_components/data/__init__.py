@@ -6,7 +6,8 @@ from .dicom import DicomSeriesReader, series_of
 from .headers import DataError
 from .layouts import read_amos, read_btcv
 from .loading import LoadScan, LoadScand, scan_grid
-from .phantoms import PHANTOM_CLASSES, PHANTOM_SIZES, make_phantom, phantom_affine, write_phantoms
+from .phantom_dataset import PHANTOM_SIZES, write_phantoms
+from .phantoms import PHANTOM_CLASSES, make_phantom, phantom_affine
 from .splits import digest_of_cases, few_label_subset, split_datalist
 from .writer import ExactNiftiWriter
 

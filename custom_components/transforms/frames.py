@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
+from scipy.spatial.transform import Rotation
 
 
 class Frame(NamedTuple):
@@ -38,15 +39,8 @@ def random_matrix(
 ) -> np.ndarray:
     """A `Frame`'s matrix: angles about the three axes within +-`rotate_range` radians, after a factor for each axis of
     the grid within 1 +- `scale_range`; both act in mm, on a scan of `spacing` mm."""
-    angles = random.uniform(-rotate_range, rotate_range, 3)
+    rotation = Rotation.from_euler("XYZ", random.uniform(-rotate_range, rotate_range, 3)).as_matrix()
     factors = random.uniform(1 - scale_range, 1 + scale_range, 3)
-    rotation = np.eye(3)
-    for axis, angle in enumerate(angles):
-        a, b = [other for other in range(3) if other != axis]
-        turn = np.eye(3)
-        turn[a, a] = turn[b, b] = np.cos(angle)
-        turn[a, b], turn[b, a] = -np.sin(angle), np.sin(angle)
-        rotation = rotation @ turn
     to_mm = np.diag(np.asarray(spacing, dtype=float))
     return np.linalg.inv(to_mm) @ rotation @ np.diag(factors) @ to_mm
 

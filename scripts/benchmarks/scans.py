@@ -9,7 +9,7 @@ import nibabel as nib
 import numpy as np
 
 from custom_components.data import make_phantom
-from custom_components.data.phantoms import FIELD_OF_VIEW_MM
+from custom_components.data.phantom_dataset import FIELD_OF_VIEW_MM
 
 
 def phantom_volume(shape: Sequence[int], times: int = 1) -> tuple[np.ndarray, np.ndarray]:
