@@ -95,6 +95,26 @@ def test_every_training_has_the_same_options_of_memory_and_precision(name):
     assert train["optimizer"]["_target_"] == "custom_components.engines.FusedAdam"
 
 
+@pytest.mark.parametrize("name", [name for name in NAMES if name.endswith("segmentation")])
+def test_the_strength_of_augmentation_is_set_at_the_top(name):
+    weak, strong = (config(name, "train", *override) for override in ([], ["strong_augmentation"]))
+    found = {}
+    for parser in (weak, strong):
+        for number, step in enumerate(parser["sampling"]):
+            if step["_target_"].startswith("Rand"):
+                found.setdefault(step["_target_"], []).append(parser.get_parsed_content(f"sampling#{number}"))
+    grids = [affine.rand_affine.rand_affine_grid for affine in found["RandAffined"]]
+    assert [affine.prob for affine in found["RandAffined"]] == [0.5, 0.9]
+    assert [grid.rotate_range for grid in grids] == [(0.2,) * 3, (0.35,) * 3]
+    assert [grid.scale_range for grid in grids] == [(0.1,) * 3, (0.2,) * 3]
+    assert [change.scaler.factors for change in found["RandScaleIntensityd"]] == [(-0.2, 0.2), (-0.3, 0.3)]
+    assert [change.shifter.offsets for change in found["RandShiftIntensityd"]] == [(-0.1, 0.1), (-0.15, 0.15)]
+    assert [(change.prob, change.adjuster.gamma) for change in found["RandAdjustContrastd"]] == [
+        (0.3, (0.7, 1.5)),
+        (0.5, (0.6, 1.8)),
+    ]
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_evaluation_and_inference_prepare_the_image_alike(name):
     train, inference = config(name, "train").get(), config(name, "inference").get()
