@@ -79,7 +79,11 @@ class SegmentationScores(Metric):
             self.update({"case": case, "annotated": item.get("annotated"), **output})
 
     def update(self, output: dict[str, Any]) -> None:
-        """Score one case."""
+        """Score one case.
+
+        Raises:
+            ValueError: the prediction has another shape than the label.
+        """
         # a label on its own grid comes from the CPU, whatever the device of the rest
         volumes = (torch.as_tensor(output[key])[0].cpu() for key in ("pred", "label"))
         prediction, truth = (volume.round().to(torch.int16) for volume in volumes)

@@ -125,7 +125,11 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
 
 
 def read_checkpoint(path: str | Path) -> tuple[dict[str, Tensor], dict[int, dict[str, Tensor]]]:
-    """As `read_weights`, with the optimiser's state that `save_checkpoint` wrote; empty in any other file."""
+    """As `read_weights`, with the optimiser's state that `save_checkpoint` wrote; empty in any other file.
+
+    Raises:
+        WeightsError: as `read_weights`.
+    """
     path = Path(path)
     if not path.is_file():
         raise WeightsError(f"{path}: no such weight file; train one, download one, or pass another path")

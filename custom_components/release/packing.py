@@ -76,6 +76,9 @@ def pack_bundle(folder: Path, archive: Path) -> Path:
     Stored uncompressed, because weights hardly compress and zlib's output differs between its versions; sorted, with
     one date and one mode. Configs are changed in two places: the code comes from the bundle's own folder, and weights
     of another bundle that a training starts from are taken along as `models/pretrained.pt`.
+
+    Raises:
+        InputError: the configs start from several bundles, or from one that has no weights.
     """
     contents = {file: (folder / file).read_bytes() for file in bundle_files(folder)}
     siblings: set[str] = set()
