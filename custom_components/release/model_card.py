@@ -14,8 +14,7 @@ from typing import Any
 from custom_components.delivery import file_digest
 from custom_components.errors import InputError
 
-# Markdown links and pictures that lead to a file
-LINK = re.compile(r"(?P<picture>!?)\[(?P<text>[^]]*)\]\((?!https?://|#)(?P<target>[^)]+)\)")
+from .links import seen_from_root
 
 
 def hub_library() -> ModuleType:
@@ -154,16 +153,4 @@ def _from_documents(folder: Path) -> tuple[str, str]:
             "published only with measured figures beside them"
         )
     introduction = re.sub(r"\A# .*\n", "", introduction)
-    return _seen_from_root(introduction).strip(), _seen_from_root(found[0]).strip()
-
-
-def _seen_from_root(text: str) -> str:
-    """Text of docs/README.md with its links as they are one folder up; links to other bundles become plain text."""
-
-    def change(link: re.Match[str]) -> str:
-        if not link["target"].startswith("../"):
-            return f"{link['picture']}[{link['text']}](docs/{link['target']})"
-        inside = link["target"].removeprefix("../")
-        return link["text"] if inside.startswith("../") else f"{link['picture']}[{link['text']}]({inside})"
-
-    return LINK.sub(change, text)
+    return seen_from_root(introduction).strip(), seen_from_root(found[0]).strip()

@@ -14,6 +14,7 @@ from custom_components.delivery import file_digest, unzip_bundle
 from custom_components.errors import InputError
 
 from .checks import bundle_files, check_bundle, check_network, try_inference
+from .links import inside_bundle
 
 SIBLING = re.compile(r"/\.\./(\w+)/models/model\.pt")
 FIRST_STEP = '        {"_target_": "custom_components.errors.report_plainly"},\n'
@@ -75,7 +76,8 @@ def pack_bundle(folder: Path, archive: Path) -> Path:
 
     Stored uncompressed, because weights hardly compress and zlib's output differs between its versions; sorted, with
     one date and one mode. Configs are changed in two places: the code comes from the bundle's own folder, and weights
-    of another bundle that a training starts from are taken along as `models/pretrained.pt`.
+    of another bundle that a training starts from are taken along as `models/pretrained.pt`. Links of the README that
+    lead out of the bundle become plain text.
 
     Raises:
         InputError: the configs start from several bundles, or from one that has no weights.
@@ -88,6 +90,7 @@ def pack_bundle(folder: Path, archive: Path) -> Path:
             siblings |= set(SIBLING.findall(text))
             text = SIBLING.sub("/models/pretrained.pt", text)
             contents[file] = _with_own_code(text, folder / file).encode()
+    contents["docs/README.md"] = inside_bundle(contents["docs/README.md"].decode()).encode()
     if len(siblings) > 1:
         raise InputError(f"{folder}: its configs start from several bundles ({', '.join(sorted(siblings))}); keep one")
     for sibling in siblings:

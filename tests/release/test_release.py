@@ -72,6 +72,17 @@ def test_a_packed_bundle_has_its_files_and_its_code_under_its_name(bundles, tmp_
         assert changed == {"pretrained", "initialize"} and train.keys() == source.keys()
 
 
+def test_links_of_a_packed_readme_lead_to_files_of_the_archive(bundles, tmp_path):
+    readme = bundles / SSL / "docs" / "README.md"
+    text = "see [the experiments](../../../docs/EXPERIMENTS.md), [configs](../configs/train.json) and [us](https://a.b)"
+    readme.write_text(text)
+    with zipfile.ZipFile(pack_bundle(bundles / SSL, tmp_path / "x.zip")) as archive:
+        packed = archive.read(f"{SSL}/docs/README.md").decode()
+        assert f"{SSL}/configs/train.json" in archive.namelist()
+    assert packed == "see the experiments, [configs](../configs/train.json) and [us](https://a.b)"
+    assert readme.read_text() == text
+
+
 def test_listings_name_every_archive_as_sha256sum_and_the_model_zoo_do(releases, tmp_path):
     shutil.copytree(releases, tmp_path / "served")
     write_listings(tmp_path / "served", "https://server.invalid/bundles/")
