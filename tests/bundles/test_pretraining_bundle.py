@@ -88,6 +88,15 @@ def test_every_option_trains_a_network_of_the_same_form(run_bundle, mri_phantoms
     assert all(torch.isfinite(value.float()).all() for value in state.values())
 
 
+def test_a_pretraining_on_turned_views_has_its_record(run_bundle, mri_phantoms, tmp_path):
+    turned = {"rotate_range": 0.3, "scale_range": 0.2, "bezier_probability": 0.0, "exclude_within": 10.0}
+    run_bundle(BUNDLE, "train", dataset_dir=mri_phantoms, output_dir=tmp_path, **SMALL, **SHORT, **turned)
+    record = json.loads((tmp_path / "model.json").read_text())
+    assert [record[key] for key in ("rotate_range", "scale_range", "bezier_probability")] == [0.3, 0.2, 0.0]
+    state = torch.load(tmp_path / "model.pt", weights_only=True)
+    assert all(torch.isfinite(value.float()).all() for value in state.values())
+
+
 def test_accumulated_steps_are_fewer_steps_of_the_optimiser(run_bundle, mri_phantoms, tmp_path):
     settings = {**SMALL, **SHORT, "accumulation_steps": 2}
     run_bundle(BUNDLE, "train", dataset_dir=mri_phantoms, output_dir=tmp_path, **settings)

@@ -32,7 +32,7 @@ def test_fine_tuning_writes_weights_checkpoints_and_a_log(segmenter):
     assert events.Tags()["images"] == ["validation/overlay"]
 
 
-@pytest.mark.parametrize("override", ["linear_probe", "nonlinear_probe", "from_scratch"])
+@pytest.mark.parametrize("override", ["linear_probe", "nonlinear_probe", "from_scratch", "strong_augmentation"])
 def test_every_override_trains_and_only_a_probe_keeps_the_backbone(
     run_bundle, mri_phantoms, pretrained, tmp_path, override
 ):
