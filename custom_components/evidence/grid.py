@@ -21,7 +21,7 @@ from custom_components.errors import InputError
 UNTRAINED = "untrained"
 # what a training's `model.json` says that is another in every cell, or does not decide on the scores
 OF_ONE_CELL = set("sha256 data scans cases num_labelled seed pretrained selection command commit".split())
-OF_ONE_CELL |= set("minutes finished machine torch monai".split())
+OF_ONE_CELL |= set("minutes started finished machine torch monai".split())
 # head -> override merged on train.json, and run id
 HEADS: dict[str, tuple[list[str], str]] = {
     "linear": ([], "quick_probe"),

@@ -179,6 +179,7 @@ def test_cells_of_other_recipes_are_told_apart(tmp_path, caplog):
         ours = cell.backbone == "ours"
         recipe = {"steps": 300, "seed": 0, "scans": cell.num_labelled, "head_start": "probe" if ours else "random"}
         recipe["intensity_range"] = [0, 1] if ours else [0, 2]
+        recipe["started"] = f"2026-01-0{cell.num_labelled}T00:00:00+00:00"
         (folder / "model.json").write_text(json.dumps(recipe))
     write_results(cells, tmp_path)
     assert not caplog.messages
