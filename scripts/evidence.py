@@ -1,18 +1,21 @@
-"""From the scores of every case to tables: those of docs/EVIDENCE.md, or that of a cases.csv of your own.
+"""From the scores of every case to tables and figures: those of docs/EVIDENCE.md, or that of a cases.csv of your own.
 
-python -m scripts.evidence                                               # the tables of docs/EVIDENCE.md, made anew
+python -m scripts.evidence                                               # all of docs/EVIDENCE.md, made anew
 python -m scripts.evidence out/evidence/cases.csv --reference vox2vec    # a table on the terminal
 """
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import fire
 
 from custom_components.errors import InputError
 from custom_components.evidence import (
+    figures_of,
     label_efficiency_figure,
     markdown_table,
     read_cases,
@@ -24,7 +27,7 @@ DOCUMENT = Path(__file__).resolve().parent.parent / "docs" / "EVIDENCE.md"
 
 
 def evidence(*files: str, reference: str | None = None, figure: str | None = None) -> None:
-    """Print the table of some files of scores, in Markdown; without one, rewrite the document's tables.
+    """Print the table of some files of scores, in Markdown; without one, make the document's tables and figures anew.
 
     Args:
         files: written by scripts.label_efficiency or scripts.ablation, or of docs/evidence; taken together.
@@ -32,7 +35,10 @@ def evidence(*files: str, reference: str | None = None, figure: str | None = Non
         figure: PNG or SVG to draw, Dice over the number of labelled scans; of one bundle.
     """
     if not files:
-        DOCUMENT.write_text(with_tables(DOCUMENT.read_text(), DOCUMENT.parent))
+        text = DOCUMENT.read_text()
+        for scores in figures_of(text, DOCUMENT.parent):
+            _draw(summarise(read_cases(scores)), scores.with_suffix(".png"))
+        DOCUMENT.write_text(with_tables(text, DOCUMENT.parent))
         print(f"wrote {DOCUMENT}")
         return
     rows = [row for file in files for row in read_cases(file)]
@@ -42,7 +48,11 @@ def evidence(*files: str, reference: str | None = None, figure: str | None = Non
     summary = summarise(rows, reference)
     print(markdown_table(summary, reference))
     if figure is not None:
-        label_efficiency_figure(summary, bundles[0]).savefig(figure, dpi=150)
+        _draw(summary, figure)
+
+
+def _draw(summary: Sequence[dict[str, Any]], path: str | Path) -> None:
+    label_efficiency_figure(summary, summary[0]["bundle"]).savefig(path, dpi=150)
 
 
 if __name__ == "__main__":

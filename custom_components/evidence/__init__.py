@@ -3,7 +3,7 @@
 from .ablation import ROWS, Row, intensities_of_rows, pretrain_rows
 from .figures import label_efficiency_figure
 from .grid import HEADS, UNTRAINED, Cell, as_counts, as_list, bundle_command, check_heads, make_cells, run_cells
-from .report import markdown_table, require_all, summary_table, with_tables, write_results
+from .report import figures_of, markdown_table, require_all, summary_table, with_tables, write_results
 from .statistics import CASE_COLUMNS, SUMMARY_COLUMNS, case_rows, read_cases, summarise
 
 __all__ = [
@@ -19,6 +19,7 @@ __all__ = [
     "bundle_command",
     "case_rows",
     "check_heads",
+    "figures_of",
     "intensities_of_rows",
     "label_efficiency_figure",
     "make_cells",

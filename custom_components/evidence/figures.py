@@ -44,7 +44,8 @@ def label_efficiency_figure(summary: Sequence[dict[str, Any]], title: str = "") 
     axis.minorticks_off()
     axis.set_xlabel("labelled scans")
     axis.set_ylabel("mean Dice on the held-out scans")
-    axis.set_ylim(0, 1)
+    shown_dice = [row[name] for row in summary for name in ("dice", "dice_low", "dice_high") if row[name] is not None]
+    axis.set_ylim(max(0.0, min(shown_dice) - 0.05), min(1.0, max(shown_dice) + 0.05))
     axis.grid(alpha=0.3)
     axis.legend(fontsize=8)
     if title:

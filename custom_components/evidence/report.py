@@ -43,7 +43,8 @@ def summary_table(summary: Sequence[dict[str, Any]]) -> str:
         interval, difference, p_value = _texts(row)
         line = f"{row['backbone']:<{width}}{row['head']:<18}{row['num_labelled']:>7}{row['seeds']:>7}"
         line += f"{row['dice']:>8.3f}  {interval:<16}"
-        lines.append(line + (f"{difference}, p = {p_value}" if difference else ""))
+        by_seed = f"; by seed {row['difference_by_seed']}" if row["seeds"] > 1 else ""
+        lines.append(line + (f"{difference}, p = {p_value}{by_seed}" if difference else ""))
     return "\n".join(lines)
 
 
@@ -70,11 +71,12 @@ def markdown_table(summary: Sequence[dict[str, Any]], reference: str | None = No
     """
     lines = [
         "| head | labelled scans | backbone | seeds | mean Dice | 95 % interval | "
-        f"difference to {reference or 'scratch'} | p |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+        f"difference to {reference or 'scratch'} | p | seed by seed |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for row in sorted(summary, key=_order):
-        values = (row["head"], row["num_labelled"], row["backbone"], row["seeds"], f"{row['dice']:.3f}", *_texts(row))
+        about = row["head"], row["num_labelled"], row["backbone"], row["seeds"], f"{row['dice']:.3f}"
+        values = (*about, *_texts(row), row["difference_by_seed"] or "")
         lines.append("| " + " | ".join(str(value) for value in values) + " |")
     return "\n".join(lines)
 
@@ -101,6 +103,19 @@ def with_tables(document: str, folder: Path) -> str:
         return f"<!-- {match['file']} against {match['reference']}: begin -->\n{table}\n<!-- end -->"
 
     return BLOCK.sub(block, document)
+
+
+PICTURE = re.compile(r"!\[[^]]*]\((?P<name>[\w./-]+)\.png\)")
+
+
+def figures_of(document: str, folder: Path) -> list[Path]:
+    """The files of scores that a document's figures are drawn of: NAME.csv of every picture NAME.png.
+
+    Args:
+        document: Markdown.
+        folder: that the names of the pictures are relative to.
+    """
+    return [folder / f"{match['name']}.csv" for match in PICTURE.finditer(document)]
 
 
 def require_all(failed: Sequence[Cell], cells: Sequence[Cell], output_dir: Path) -> None:

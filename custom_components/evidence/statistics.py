@@ -17,7 +17,7 @@ from custom_components.errors import InputError
 from .grid import UNTRAINED, Cell
 
 CASE_COLUMNS = ("bundle", "backbone", "head", "num_labelled", "seed", "case", "class", "dice", "hd95_mm")
-DIFFERENCE = ("difference", "difference_low", "difference_high", "p_value")
+DIFFERENCE = ("difference", "difference_low", "difference_high", "p_value", "difference_by_seed")
 SUMMARY_COLUMNS = (
     *("bundle", "backbone", "head", "num_labelled", "seeds", "cases"),
     *("dice", "dice_low", "dice_high", "hd95_mm", "missed", *DIFFERENCE),
@@ -75,8 +75,9 @@ def summarise(rows: Sequence[dict[str, Any]], reference: str | None = None) -> l
     `dice` is the mean over classes of the mean over cases, of scores that are first averaged over seeds; its 95%
     interval is a percentile bootstrap over the cases. `difference` is the same for the difference to a reference with
     as many labels and the same seeds; its p-value is that of Wilcoxon's signed-rank test on the cases. The intervals
-    are for other scans, not for other trainings: the spread over seeds is not in them. `hd95_mm` is the mean over what
-    has a distance; `missed` counts the classes that have none, found where there are none or not found where there are.
+    are for other scans, not for other trainings: the spread over seeds is not in them; `difference_by_seed` shows it,
+    a number a seed, in the order of the seeds. `hd95_mm` is the mean over what has a distance; `missed` counts the
+    classes that have none, found where there are none or not found where there are.
 
     Args:
         rows: as `case_rows` and `read_cases` give them.
@@ -114,7 +115,11 @@ def summarise(rows: Sequence[dict[str, Any]], reference: str | None = None) -> l
             cases, classes = (sorted(set(one) & set(other)) for one, other in zip(*map(_keys, pair)))
             if cases and classes:
                 first, second = (_table(side, cases, classes) for side in pair)
-                result.update(zip(DIFFERENCE, _difference(first - second)))
+                by_seed = []
+                for seed in sorted(seeds):
+                    one, two = (_table([row for row in side if row["seed"] == seed], cases, classes) for side in pair)
+                    by_seed.append(f"{_macro_mean(one - two):+.3f}")
+                result.update(zip(DIFFERENCE, (*_difference(first - second), ", ".join(by_seed))))
         summary.append(result)
     return summary
 

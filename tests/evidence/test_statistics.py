@@ -15,6 +15,7 @@ from custom_components.evidence import (
     UNTRAINED,
     as_counts,
     case_rows,
+    figures_of,
     intensities_of_rows,
     label_efficiency_figure,
     make_cells,
@@ -82,6 +83,15 @@ def test_the_difference_to_scratch_is_paired_by_case():
     assert summary[UNTRAINED]["difference"] is None
 
 
+def test_the_differences_of_single_seeds_are_beside_their_mean():
+    scratch = rows_of(UNTRAINED, "finetune", 0.0, seeds=(2, 0, 1))
+    ours = [row for seed, by in ((1, 0.1), (0, -0.04)) for row in rows_of("ours", "finetune", by, seeds=(seed,))]
+    (row,) = (row for row in summarise(scratch + ours) if row["backbone"] == "ours")
+    assert row["difference"] == pytest.approx(0.03) and row["difference_by_seed"] == "-0.040, +0.100"
+    (line,) = (line for line in summary_table(summarise(scratch + ours)).splitlines() if line.startswith("ours"))
+    assert line.endswith("; by seed -0.040, +0.100")
+
+
 def test_only_seeds_that_both_have_are_compared_and_other_label_counts_are_not():
     scratch = rows_of(UNTRAINED, "finetune", 0.0, seeds=(0,))
     ours = rows_of("released", "finetune", 0.0, seeds=(0, 5)) + rows_of("released", "finetune", 0.0, count="8")
@@ -129,6 +139,7 @@ def test_a_table_is_made_of_the_published_scores(tmp_path):
     document = "before\n<!-- cases.csv against scratch: begin -->\nold\n<!-- end -->\nafter <!-- end -->\n"
     made = with_tables(document, tmp_path)
     assert "| finetune | 4 | ours | 2 | 0.773 |" in made and "| +0.050 (+0.050 to +0.050) |" in made
+    assert "| +0.050, +0.050 |" in made
     assert made.startswith("before\n<!--") and made.endswith("<!-- end -->\nafter <!-- end -->\n") and "old" not in made
     assert with_tables(made, tmp_path) == made
 
@@ -145,6 +156,13 @@ def test_the_documents_tables_are_those_of_the_published_scores():
     document = Path(__file__).parents[2] / "docs" / "EVIDENCE.md"
     text = document.read_text()
     assert with_tables(text, document.parent) == text, "run python -m scripts.evidence"
+    for scores in figures_of(text, document.parent):
+        assert scores.is_file() and scores.with_suffix(".png").is_file(), "run python -m scripts.evidence"
+
+
+def test_a_documents_figures_are_of_the_scores_of_the_same_name():
+    text = "![a](evidence/one.png) [table](evidence/two.csv) [b](three.png)\n![c d](four.png)"
+    assert figures_of(text, Path("docs")) == [Path("docs/evidence/one.csv"), Path("docs/four.csv")]
 
 
 def test_a_folder_with_another_training_is_refused_before_anything_runs(tmp_path, monkeypatch):
