@@ -26,6 +26,7 @@ from custom_components.evidence import (
     require_all,
     run_cells,
     summary_table,
+    training_settings,
     write_results,
 )
 
@@ -73,6 +74,7 @@ def ablation(
     if not (folder / "configs" / "train.json").is_file():
         raise InputError(f"{bundle}: is not a bundle of {BUNDLES}; name one such as hippocampus_mri_segmentation")
     check_heads(as_list(heads))
+    training = training_settings(as_list(heads), steps, output / "cache")
     counts = as_counts(num_labelled)
     # the pre-trainings hold out the scans that the segmentations are scored on
     config = ConfigParser.load_config_file(folder / "configs" / "train.json")
@@ -82,10 +84,7 @@ def ablation(
     intensities = intensities_of_rows(BUNDLES / pretraining, as_list(rows))
     subsets = [int(seed) for seed in as_list(seeds)]
     cells = make_cells(folder, backbones, counts, as_list(heads), subsets, intensities)
-    limits: dict[str, dict[str, Any]] = {head: {"cache_dir": output / "cache"} for head in as_list(heads)}
-    for head, count in (steps or {}).items():
-        limits.setdefault(head, {})["max_steps"] = count
-    failed = run_cells(cells, output, {"dataset_dir": dataset_dir, **settings}, limits, jobs)
+    failed = run_cells(cells, output, {"dataset_dir": dataset_dir, **settings}, training, jobs)
     print(summary_table(write_results(cells, output)))
     require_all(failed, cells, output)
 

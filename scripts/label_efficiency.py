@@ -24,6 +24,7 @@ from custom_components.evidence import (
     require_all,
     run_cells,
     summary_table,
+    training_settings,
     write_results,
 )
 
@@ -81,9 +82,7 @@ def label_efficiency(
     counts = as_counts(num_labelled)
     cells = make_cells(folder, files, counts, as_list(heads), [int(seed) for seed in as_list(seeds)], backbone_settings)
     common = {"dataset_dir": dataset_dir, **settings}
-    training = {head: {"max_steps": count, "cache_dir": output / "cache"} for head, count in (steps or {}).items()}
-    for head in as_list(heads):
-        training.setdefault(head, {"cache_dir": output / "cache"})
+    training = training_settings(as_list(heads), steps, output / "cache")
     failed = run_cells(cells, output, common, training, jobs)
     summary = write_results(cells, output)
     if summary:

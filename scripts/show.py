@@ -20,7 +20,7 @@ def show(
     image: str,
     label: str | Sequence[str],
     output: str = "overlay.png",
-    class_names: Sequence[str] | None = None,
+    class_names: str | Sequence[str] | None = None,
     window: tuple[float, float] | None = None,
     title: str = "",
 ) -> None:
@@ -35,6 +35,8 @@ def show(
         title: line above the picture.
     """
     files = [label] if isinstance(label, str) else list(label)
+    if isinstance(class_names, str):
+        class_names = [class_names]
     names = [case_name(file) for file in files]
     if len(set(names)) < len(names):
         names = [str(file) for file in files]

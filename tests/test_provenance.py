@@ -3,7 +3,8 @@ import subprocess
 
 import pytest
 
-from custom_components.provenance import shell_command
+from custom_components import provenance
+from custom_components.provenance import git_commit, shell_command
 
 
 @pytest.mark.parametrize(
@@ -17,3 +18,22 @@ def test_a_command_comes_back_from_a_shell_as_it_was_given(argument):
 
 def test_a_list_of_files_is_written_to_be_read():
     assert shell_command(["run", "['a','b']"]) == "run \"['a','b']\""
+
+
+def test_a_copy_inside_another_repository_has_no_commit(tmp_path, monkeypatch):
+    def git(*arguments):
+        name = ("-c", "user.name=a", "-c", "user.email=a@example.org")
+        subprocess.run(["git", "-C", str(tmp_path), *name, *arguments], capture_output=True, check=True)
+
+    git("init")
+    copy = tmp_path / "release" / "provenance.py"
+    copy.parent.mkdir()
+    copy.touch()
+    monkeypatch.setattr(provenance, "__file__", str(copy))
+    (tmp_path / "README.md").touch()
+    git("add", "README.md")
+    git("commit", "-m", "the other project")
+    assert git_commit() is None
+    git("add", "release")
+    git("commit", "-m", "now it is this one's")
+    assert len(git_commit()) == 12

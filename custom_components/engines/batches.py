@@ -21,8 +21,8 @@ def prepare_views(
     """Prepare a batch of N view pairs for pre-training and its validation.
 
     The two views of all pairs go through the network in one call (first views, then second views), so that they share
-    batch statistics. `batch` has `view_1`, `view_2` `(N, C, H, W, D)`, `voxels_1`, `voxels_2` `(N, V, 3)`, `start_1`
-    `(N, 3)` and `scan` `(N,)`. Where the data loader has augmented the views, it also has `original_1` and
+    batch statistics. `batch` has `view_1`, `view_2` `(N, C, H, W, D)`, `voxels_1`, `voxels_2`, `positions`
+    `(N, V, 3)` and `scan` `(N,)`. Where the data loader has augmented the views, it also has `original_1` and
     `original_2`; where it only cuts them, `augmentation` is applied to all 2N views on the device. For
     `SupervisedTrainer` and `SupervisedEvaluator` alike.
     """
@@ -32,7 +32,7 @@ def prepare_views(
 
     voxels = both("voxels")
     scan = torch.as_tensor(batch["scan"]).to(device, non_blocking=non_blocking)
-    positions = (batch["voxels_1"] + batch["start_1"][:, None]).to(device, non_blocking=non_blocking)
+    positions = batch["positions"].to(device, non_blocking=non_blocking)
     views = both("view")
     original = both("original") if "original_1" in batch else views
     if augmentation is not None:

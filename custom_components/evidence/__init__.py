@@ -2,7 +2,18 @@
 
 from .ablation import ROWS, Row, intensities_of_rows, pretrain_rows
 from .figures import label_efficiency_figure
-from .grid import HEADS, UNTRAINED, Cell, as_counts, as_list, bundle_command, check_heads, make_cells, run_cells
+from .grid import (
+    HEADS,
+    UNTRAINED,
+    Cell,
+    as_counts,
+    as_list,
+    bundle_command,
+    check_heads,
+    make_cells,
+    run_cells,
+    training_settings,
+)
 from .report import figures_of, markdown_table, require_all, summary_table, with_tables, write_results
 from .statistics import CASE_COLUMNS, SUMMARY_COLUMNS, case_rows, read_cases, summarise
 
@@ -30,6 +41,7 @@ __all__ = [
     "run_cells",
     "summarise",
     "summary_table",
+    "training_settings",
     "with_tables",
     "write_results",
 ]

@@ -20,7 +20,7 @@ from custom_components.errors import InputError
 
 UNTRAINED = "untrained"
 # what a training's `model.json` says that is another in every cell, or does not decide on the scores
-OF_ONE_CELL = set("sha256 data scans cases num_labelled seed pretrained selection command commit".split())
+OF_ONE_CELL = set("sha256 data scans cases crop_ratios num_labelled seed pretrained selection command commit".split())
 OF_ONE_CELL |= set("minutes started finished machine torch monai".split())
 # head -> override merged on train.json, and run id
 HEADS: dict[str, tuple[list[str], str]] = {
@@ -156,6 +156,25 @@ def check_heads(heads: Iterable[str]) -> None:
     unknown = sorted(set(heads) - set(HEADS))
     if unknown:
         raise InputError(f"heads: must be of {', '.join(HEADS)} but {', '.join(unknown)} came")
+
+
+def training_settings(
+    heads: Sequence[str], steps: Mapping[str, int] | None, cache_dir: Path
+) -> dict[str, dict[str, Any]]:
+    """Head -> overrides for its training: where scans are kept, and the number of steps where one is given.
+
+    Raises:
+        InputError: steps of a head that is not among `heads`, or not trained step by step ("linear").
+    """
+    trained = [head for head in heads if head != "linear"]
+    others = sorted(set(steps or {}) - set(trained))
+    if others:
+        raise InputError(
+            f"steps: must be of the heads that are trained here ({', '.join(trained) or 'none'}) "
+            f"but {', '.join(others)} came"
+        )
+    counts = {head: {"max_steps": count} for head, count in (steps or {}).items()}
+    return {head: {"cache_dir": cache_dir, **counts.get(head, {})} for head in heads}
 
 
 def as_counts(values: Any) -> list[int | None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 import os
 import time
@@ -15,7 +16,9 @@ from monai.data import MetaTensor
 from tqdm import tqdm
 
 from custom_components.data import MemoryMappedDataset
+from custom_components.errors import InputError
 from custom_components.networks import LinearHead, SegmentationNetwork, save_weights
+from custom_components.networks.weight_files import provenance_path
 from custom_components.provenance import git_commit, training_record
 
 from .linear import fit_linear_head
@@ -44,6 +47,7 @@ class LinearProbe:
         validator: an evaluator to run with the fitted head, where it has scans.
         settings: for the provenance.
         anchor: state dict of a head that was trained for these classes on more scans, to be adapted; None fits anew.
+        replace: whether what a training has written to `path` may be replaced, as where an annotator goes on from it.
     """
 
     def __init__(
@@ -59,8 +63,9 @@ class LinearProbe:
         validator: Any = None,
         settings: Mapping[str, Any] | None = None,
         anchor: Mapping[str, torch.Tensor] | None = None,
+        replace: bool = False,
     ) -> None:
-        self.anchor = anchor
+        self.anchor, self.replace = anchor, replace
         self.network, self.dataset, self.path, self.folder = network, dataset, Path(path), Path(cache_dir) / "vectors"
         self.max_vectors, self.per_class, self.background = max_vectors, per_class, background
         self.seed, self.validator, self.settings = seed, validator, dict(settings or {})
@@ -69,9 +74,12 @@ class LinearProbe:
         """Fit the head, write the weights; then validate.
 
         Raises:
+            InputError: `path` holds the network of a training, which took longer than this, and `replace` is False.
             ValueError: where the head is not linear.
         """
         start, commit = time.monotonic(), git_commit()
+        if not self.replace:
+            self._require_no_training()
         self.fit()
         device = next(self.network.parameters()).device
         record = training_record(commit, 0, time.monotonic() - start, device)
@@ -79,6 +87,17 @@ class LinearProbe:
         logger.info("wrote %s", self.path)
         if self.validator is not None and len(self.validator.data_loader.dataset):
             self.validator.run()
+
+    def _require_no_training(self) -> None:
+        try:
+            steps = json.loads(provenance_path(self.path).read_text()).get("steps", 0)
+        except (OSError, ValueError):
+            return
+        if steps > 0 and self.path.is_file():
+            raise InputError(
+                f"{self.path}: is the network of a training of {steps} steps, which a linear probe would replace; "
+                "choose another output_dir"
+            )
 
     def fit(self, max_scans: int | None = None) -> SegmentationNetwork:
         """Read or make the vectors and fit the head, as the whole of a probe or as the start of a fine-tuning.

@@ -24,15 +24,15 @@ class ViewPair(NamedTuple):
     """Two views, float32 (C, *crop_size), and their common voxels, int64 (max_voxels, 3).
 
     Row i of `voxels_1` and of `voxels_2` is the position of one body voxel in view 1 and in view 2; rows beyond the
-    number of common voxels are -1 in both. `start_1`, int64 (3,), is the position of view 1 in the scan, before it is
-    turned or scaled.
+    number of common voxels are -1 in both. `positions`, float32 (max_voxels, 3), says where the voxels of view 1 lie in
+    the scan, in its voxels.
     """
 
     view_1: torch.Tensor
     view_2: torch.Tensor
     voxels_1: torch.Tensor
     voxels_2: torch.Tensor
-    start_1: torch.Tensor
+    positions: torch.Tensor
 
 
 def as_array(tensor: NdarrayOrTensor) -> np.ndarray:
@@ -210,17 +210,21 @@ class OverlappingViews(Randomizable, Transform):
             )
         if self.matrices:
             return [self._turned(image, body, *drawn) for drawn in zip(self.pairs, self.matrices, strict=True)]
-        return [
-            ViewPair(
-                cut_view(image, start_1, self.crop_size, self.pad_value),
-                cut_view(image, start_2, self.crop_size, self.pad_value),
-                *common_voxels(
-                    body, start_1, start_2, self.crop_size, self.max_voxels, np.random.default_rng(voxel_seed)
-                ),
-                torch.tensor(start_1),
-            )
-            for start_1, start_2, voxel_seed in self.pairs
-        ]
+        return [self._cut(image, body, *drawn) for drawn in self.pairs]
+
+    def _cut(
+        self,
+        image: NdarrayOrTensor,
+        body: NdarrayOrTensor,
+        start_1: tuple[int, ...],
+        start_2: tuple[int, ...],
+        voxel_seed: int,
+    ) -> ViewPair:
+        """The pair of crops at two starts."""
+        generator = np.random.default_rng(voxel_seed)
+        voxels_1, voxels_2 = common_voxels(body, start_1, start_2, self.crop_size, self.max_voxels, generator)
+        view_1, view_2 = (cut_view(image, start, self.crop_size, self.pad_value) for start in (start_1, start_2))
+        return ViewPair(view_1, view_2, voxels_1, voxels_2, (voxels_1 + torch.tensor(start_1)).float())
 
     def _turned(
         self,
@@ -232,18 +236,17 @@ class OverlappingViews(Randomizable, Transform):
         """The pair of views about the centres of the drawn crops, each turned and scaled by its matrix."""
         half = (np.array(self.crop_size) - 1) / 2
         frame_1, frame_2 = (Frame(self.crop_size, start + half, matrix) for start, matrix in zip(pair[:2], matrices))
-        return ViewPair(
-            cut_frame(image, frame_1, self.pad_value),
-            cut_frame(image, frame_2, self.pad_value),
-            *shared_voxels(as_array(body)[0], frame_1, frame_2, self.max_voxels, np.random.default_rng(pair[2])),
-            torch.tensor(pair[0]),
-        )
+        generator = np.random.default_rng(pair[2])
+        voxels_1, voxels_2 = shared_voxels(as_array(body)[0], frame_1, frame_2, self.max_voxels, generator)
+        view_1, view_2 = (cut_frame(image, frame, self.pad_value) for frame in (frame_1, frame_2))
+        positions = torch.from_numpy(frame_1.in_scan(voxels_1.numpy())).float()
+        return ViewPair(view_1, view_2, voxels_1, voxels_2, positions)
 
 
 class OverlappingViewsd(Randomizable, MapTransform):
     """Dictionary form of `OverlappingViews`: one item becomes a list of `num_pairs` items.
 
-    Each item holds `view_1`, `view_2`, `voxels_1`, `voxels_2`, `start_1` and, where the input has them, `pass_keys`;
+    Each item holds `view_1`, `view_2`, `voxels_1`, `voxels_2`, `positions` and, where the input has them, `pass_keys`;
     nothing else.
 
     Args:

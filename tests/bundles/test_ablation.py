@@ -15,7 +15,7 @@ from .conftest import CLASSES, SMALL
 @pytest.mark.slow
 def test_rows_differ_in_what_they_say_and_are_probed_alike(mri_phantoms, tmp_path, monkeypatch, capsys):
     given = {"output_dir": str(tmp_path), "dataset_dir": str(mri_phantoms), "max_steps": 2, "num_labelled": 2}
-    given |= {"rows": ["vox2vec", "local_augmentations", "balanced"], "heads": "linear", "steps": {"linear": 2}}
+    given |= {"rows": ["vox2vec", "local_augmentations", "balanced"], "heads": "linear"}
     ablation(**given, **SMALL, jobs=2, class_names=CLASSES["class_names"])
     switches = {}
     for name in given["rows"]:

@@ -154,22 +154,29 @@ def test_evaluation_scores_every_case_and_class(run_bundle, mri_phantoms, segmen
 
 
 @pytest.mark.parametrize(
-    "settings",
-    [{"backend": "openvino"}, {"tile_size": [24, 16, 40], "overlap": 0.5}, {"air": 0.0}, {"cpu_bfloat16": True}],
+    ("settings", "tolerance"),
+    [
+        ({"backend": "openvino"}, 1e-3),
+        # tiles smaller than what a voxel sees: other values, and so other labels
+        ({"tile_size": [24, 16, 40], "overlap": 0.5}, None),
+        ({"air": 0.0}, 0.05),
+        ({"cpu_bfloat16": True}, 0.05),
+    ],
 )
-def test_a_scan_may_be_run_by_openvino_in_tiles_and_without_air(
-    run_bundle, mri_phantoms, segmenter, tmp_path, settings
+def test_a_scan_may_be_run_by_openvino_in_tiles_without_air_and_in_bfloat16(
+    run_bundle, mri_phantoms, segmenter, tmp_path, settings, tolerance
 ):
     # not importorskip: an import of it here would send its telemetry
     if settings.get("backend") == "openvino" and importlib.util.find_spec("openvino") is None:
         pytest.skip("openvino is not installed")
     common = {**SMALL, **CLASSES, "dataset_dir": mri_phantoms, "weights": segmenter / "model.pt"}
+    common["cpu_bfloat16"] = False
     run_bundle(BUNDLE, "evaluate", output_dir=tmp_path / "whole", **common)
     run_bundle(BUNDLE, "evaluate", output_dir=tmp_path / "other", **{**common, **settings})
-    whole, other = ([row["dice"] for row in rows_of(tmp_path / name / "metrics.csv")] for name in ("whole", "other"))
-    assert len(other) == len(PHANTOM_CLASSES)
-    if settings.get("backend") == "openvino":
-        assert [float(dice) for dice in other] == pytest.approx([float(dice) for dice in whole], abs=1e-3)
+    files = (tmp_path / name / "metrics.csv" for name in ("whole", "other"))
+    whole, other = ([float(row["dice"]) for row in rows_of(file)] for file in files)
+    assert len(other) == len(PHANTOM_CLASSES) and max(whole) > 0.1
+    assert other != whole if tolerance is None else other == pytest.approx(whole, abs=tolerance)
 
 
 def test_a_class_that_is_not_annotated_is_not_scored(run_bundle, mri_phantoms, segmenter, tmp_path):

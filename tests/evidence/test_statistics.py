@@ -23,6 +23,7 @@ from custom_components.evidence import (
     run_cells,
     summarise,
     summary_table,
+    training_settings,
     with_tables,
     write_results,
 )
@@ -197,6 +198,7 @@ def test_cells_of_other_recipes_are_told_apart(tmp_path, caplog):
         ours = cell.backbone == "ours"
         recipe = {"steps": 300, "seed": 0, "scans": cell.num_labelled, "head_start": "probe" if ours else "random"}
         recipe["intensity_range"] = [0, 1] if ours else [0, 2]
+        recipe["crop_ratios"] = [1.0, cell.num_labelled]  # of the scans that are drawn
         recipe["started"] = f"2026-01-0{cell.num_labelled}T00:00:00+00:00"
         (folder / "model.json").write_text(json.dumps(recipe))
     write_results(cells, tmp_path)
@@ -225,6 +227,14 @@ def test_numbers_of_labelled_scans_are_read_from_an_option():
     for wrong in ("few", 0, -1, 1.5):
         with pytest.raises(InputError, match=f"num_labelled: must be numbers of scans, or all, but {wrong} came"):
             as_counts(wrong)
+
+
+def test_steps_are_those_of_heads_that_are_trained():
+    made = training_settings(["linear", "finetune"], {"finetune": 300}, Path("c"))
+    assert made == {"linear": {"cache_dir": Path("c")}, "finetune": {"cache_dir": Path("c"), "max_steps": 300}}
+    for wrong in ("fintune", "linear"):
+        with pytest.raises(InputError, match=rf"steps: must be of the heads .* \(finetune\) but {wrong} came"):
+            training_settings(["linear", "finetune"], {wrong: 300}, Path("c"))
 
 
 def test_a_grid_has_every_combination_once_and_few_labels_come_first(tmp_path):

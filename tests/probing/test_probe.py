@@ -6,7 +6,8 @@ import torch
 from monai.transforms import CastToTyped, Compose
 
 from custom_components.data import LoadScand, MemoryMappedDataset, read_datalist
-from custom_components.networks import SegmentationNetwork, load_weights
+from custom_components.errors import InputError
+from custom_components.networks import SegmentationNetwork, load_weights, save_weights
 from custom_components.probing import LinearProbe, probe
 from custom_components.transforms import AnnotatedClassesd
 
@@ -84,3 +85,14 @@ def test_an_anchored_probe_starts_from_the_anchor_every_time(dataset, tmp_path):
     second = LinearProbe(network, dataset, path, tmp_path, anchor=anchor).fit().head.state_dict()
     torch.testing.assert_close(second, first)
     assert any(not torch.equal(first[name], anchor[name]) for name in anchor)
+
+
+def test_the_network_of_a_training_is_not_replaced_unless_an_annotator_goes_on_from_it(dataset, tmp_path):
+    save_weights(network_for(dataset), tmp_path / "model.pt", {"steps": 300, "selection": "best"})
+    kept = (tmp_path / "model.pt").read_bytes()
+    with pytest.raises(InputError, match="model.pt: is the network of a training of 300 steps"):
+        LinearProbe(network_for(dataset), dataset, tmp_path / "model.pt", tmp_path).run()
+    assert (tmp_path / "model.pt").read_bytes() == kept
+    for replace in (True, False):  # then it is a probe's, which another one may replace
+        LinearProbe(network_for(dataset), dataset, tmp_path / "model.pt", tmp_path, replace=replace).run()
+        assert json.loads((tmp_path / "model.json").read_text())["selection"] == "linear probe"

@@ -85,6 +85,9 @@ def test_turned_views_show_the_same_voxels():
         rows = pair.voxels_1[:, 0] >= 0
         values = [view[0][tuple(v[rows].T)] for view, v in zip(pair[:2], pair[2:4], strict=True)]
         assert rows.sum() > 10
+        # the scan's intensity is linear, so that it says where a voxel lies
+        expected = pair.positions[rows].double() @ torch.tensor([1.0, 20.0, -5.0], dtype=torch.float64)
+        assert torch.allclose(values[0].double(), expected, atol=5e-3)
         half_a_voxel = 0.5 * np.abs([1.0, 20.0, -5.0] @ matrix_2).sum()  # along each axis of view 2, in intensity
         assert (values[0] - values[1]).abs().max() < half_a_voxel + 1e-3
         assert not torch.equal(values[0], values[1])

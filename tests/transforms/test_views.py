@@ -42,7 +42,7 @@ def test_common_voxels_have_the_same_value_in_both_views_and_lie_in_the_body(sha
         # rows of -1 come last
         assert (pair.voxels_1[len(a) :] == -1).all() and (pair.voxels_2[len(a) :] == -1).all()
         values = pair.view_1[0][tuple(a.T)]
-        assert torch.equal(values, image[0][tuple((a + pair.start_1).T)].float())
+        assert torch.equal(values, image[0][tuple(pair.positions[: len(a)].long().T)].float())
         assert torch.equal(values, pair.view_2[0][tuple(b.T)])
         assert len(values.unique()) == len(values)
         assert body.flatten()[values.long() - 1].all()  # a voxel of the padding would have the value 0
@@ -189,7 +189,7 @@ def test_the_dictionary_form_hands_on_only_views_and_names():
     items = OverlappingViewsd("image", crop_size=[4, 4, 4], max_voxels=16, num_pairs=3)(data)
     assert len(items) == 3
     for item in items:
-        assert set(item) == {"view_1", "view_2", "voxels_1", "voxels_2", "start_1", "case"} and item["case"] == "a"
+        assert set(item) == {"view_1", "view_2", "voxels_1", "voxels_2", "positions", "case"} and item["case"] == "a"
 
 
 def test_one_seed_gives_one_result_and_compose_forwards_it():
