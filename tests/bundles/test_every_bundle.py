@@ -115,6 +115,24 @@ def test_the_strength_of_augmentation_is_set_at_the_top(name):
     ]
 
 
+# settings that decide where, how fast and how long a training runs, or what it is scored by, and not what it learns;
+# its scans and classes are in the record by their names
+OF_THE_RUN = {
+    *("bundle_root", "dataset_dir", "output_dir", "compile", "checkpointing", "augment_on_device", "split_seed"),
+    *("num_folds", "fold", "num_labelled", "class_names", "resume", "max_steps", "steps_per_epoch", "val_interval"),
+    *("overlap", "warmup_steps"),
+}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_trainings_record_has_every_setting_that_decides_what_is_learnt(name):
+    content = json.loads((BUNDLES / name / "configs" / "train.json").read_text())
+    settings = {key for key, value in content.items() if not re.search(r"[$@{]|_target_", json.dumps(value))}
+    recorded = set(re.findall(r"@(\w+)", json.dumps(content["train"]["recipe"])))
+    assert {"spacing", "crop_size", "learning_rate"} <= settings and settings - OF_THE_RUN - recorded == set()
+    assert "pretrained" in recorded
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_evaluation_and_inference_prepare_the_image_alike(name):
     train, inference = config(name, "train").get(), config(name, "inference").get()

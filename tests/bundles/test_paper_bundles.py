@@ -18,11 +18,15 @@ from .conftest import BUNDLES, SHORT, SMALL
 PRETRAININGS = {"btcv_ct_segmentation": ("ct_dense_ssl", "btcv"), "amos_mri_segmentation": ("mri_dense_ssl", "amos")}
 
 
-def cases_of(bundle, configs, item_list, **settings):
+def items_of(bundle, configs, item_list, **settings):
     parser = ConfigParser()
     parser.read_config([BUNDLES / bundle / "configs" / f"{name}.json" for name in configs])
     parser.update(settings)
-    return {item["case"] for item in parser.get_parsed_content(item_list)}
+    return parser.get_parsed_content(item_list)
+
+
+def cases_of(bundle, configs, item_list, **settings):
+    return {item["case"] for item in items_of(bundle, configs, item_list, **settings)}
 
 
 @pytest.mark.parametrize("name", list(PUBLIC_LAYOUTS))
@@ -45,6 +49,15 @@ def test_no_pretraining_sees_the_fold_that_is_tested(name, tmp_path):
     assert len(tested) == len(set(tested)) == 7
 
 
+@pytest.mark.parametrize(("file", "transforms"), [("train", "preparation"), ("evaluate", "preprocessing#transforms")])
+def test_all_organs_of_amos_can_be_trained(file, transforms, tmp_path):
+    place = f"{transforms}#2#orig_labels"
+    settings = {"dataset_dir": str(write_amos(tmp_path))}
+    assert items_of("amos_mri_segmentation", [file], place, **settings) == [13, 14, 15]
+    organs = items_of("amos_mri_segmentation", [file], "class_names") + ["Duodenum", "Bladder", "Prostate"]
+    assert items_of("amos_mri_segmentation", [file], place, class_names=organs, **settings) == []
+
+
 def test_the_papers_ct_pretraining_reads_ct_of_amos_and_flare(tmp_path):
     write_amos(tmp_path / "amos", mri=2, ct=4)
     flare = {f"Case_{number:05d}_0000" for number in range(6)}
@@ -56,6 +69,8 @@ def test_the_papers_ct_pretraining_reads_ct_of_amos_and_flare(tmp_path):
     held_out = cases_of("ct_dense_ssl", ["evaluate", "amos_flare"], "dataset#data", **folders)
     amos = {f"amos_{number:04d}" for number in range(1, 5)}
     assert pretrain | held_out == amos | flare
+    numbers = [item["scan"] for item in items_of("ct_dense_ssl", ["train", "amos_flare"], "datalist", **folders)]
+    assert len(numbers) == len(set(numbers)) == len(amos | flare)
     assert held_out and not pretrain & held_out
 
 

@@ -165,7 +165,8 @@ def test_float16_memory_maps_give_plain_float32_views(tmp_path, wrap):
     views = OverlappingViews([5, 6, 7], max_voxels=9)
     views.set_random_state(0)
     (pair,) = views(stored, body)
-    for tensor, dtype in zip(pair, (torch.float32,) * 2 + (torch.int64,) * 3, strict=True):
+    dtypes = (torch.float32,) * 2 + (torch.int64,) * 2 + (torch.float32,)
+    for tensor, dtype in zip(pair, dtypes, strict=True):
         assert type(tensor) is torch.Tensor and tensor.is_contiguous() and tensor.dtype == dtype
     (x, y, z), _, _ = views.pairs[0]
     assert np.array_equal(pair.view_1, image[:, x : x + 5, y : y + 6, z : z + 7].astype(np.float32))
