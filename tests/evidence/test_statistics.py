@@ -157,7 +157,9 @@ def test_the_documents_tables_are_those_of_the_published_scores():
     document = Path(__file__).parents[2] / "docs" / "EVIDENCE.md"
     text = document.read_text()
     assert with_tables(text, document.parent) == text, "run python -m scripts.evidence"
-    for scores in figures_of(text, document.parent):
+    figures = figures_of(text, document.parent)
+    assert figures
+    for scores in figures:
         assert scores.is_file() and scores.with_suffix(".png").is_file(), "run python -m scripts.evidence"
 
 
