@@ -154,29 +154,31 @@ def test_evaluation_scores_every_case_and_class(run_bundle, mri_phantoms, segmen
 
 
 @pytest.mark.parametrize(
-    ("settings", "tolerance"),
+    ("settings", "least", "most"),
     [
-        ({"backend": "openvino"}, 1e-3),
+        ({"backend": "openvino"}, 0, 1e-3),
         # tiles smaller than what a voxel sees: other values, and so other labels
-        ({"tile_size": [24, 16, 40], "overlap": 0.5}, None),
-        ({"air": 0.0}, 0.05),
-        ({"cpu_bfloat16": True}, 0.05),
+        ({"tile_size": [24, 16, 40], "overlap": 0.5}, 1e-3, 1),
+        ({"air": 0.0}, 0, 0.05),
+        ({"cpu_bfloat16": True}, 1e-4, 0.25),
     ],
 )
 def test_a_scan_may_be_run_by_openvino_in_tiles_without_air_and_in_bfloat16(
-    run_bundle, mri_phantoms, segmenter, tmp_path, settings, tolerance
+    run_bundle, mri_phantoms, segmenter, tmp_path, settings, least, most
 ):
     # not importorskip: an import of it here would send its telemetry
     if settings.get("backend") == "openvino" and importlib.util.find_spec("openvino") is None:
         pytest.skip("openvino is not installed")
-    common = {**SMALL, **CLASSES, "dataset_dir": mri_phantoms, "weights": segmenter / "model.pt"}
-    common["cpu_bfloat16"] = False
-    run_bundle(BUNDLE, "evaluate", output_dir=tmp_path / "whole", **common)
-    run_bundle(BUNDLE, "evaluate", output_dir=tmp_path / "other", **{**common, **settings})
-    files = (tmp_path / name / "metrics.csv" for name in ("whole", "other"))
-    whole, other = ([float(row["dice"]) for row in rows_of(file)] for file in files)
-    assert len(other) == len(PHANTOM_CLASSES) and max(whole) > 0.1
-    assert other != whole if tolerance is None else other == pytest.approx(whole, abs=tolerance)
+    scan = min((mri_phantoms / "imagesTr").iterdir())
+    common = {**SMALL, **CLASSES, "dataset_dir": scan, "weights": segmenter / "model.pt"}
+    run_bundle(BUNDLE, "inference", output_dir=tmp_path / "whole", **common)
+    run_bundle(BUNDLE, "inference", output_dir=tmp_path / "other", **{**common, **settings})
+    name = scan.name.replace(".nii.gz", "_seg.nii.gz")
+    whole, other = (np.asarray(nib.load(tmp_path / folder / name).dataobj) for folder in ("whole", "other"))
+    # voxels and not the Dice: after four steps of training a class of a few voxels hangs on the last digit
+    labelled = (whole > 0) | (other > 0)
+    assert 0.01 < labelled.mean() < 0.9
+    assert least <= (whole != other)[labelled].mean() <= most
 
 
 def test_a_class_that_is_not_annotated_is_not_scored(run_bundle, mri_phantoms, segmenter, tmp_path):
