@@ -81,6 +81,9 @@ def test_configs_agree_on_what_they_share(name):
     for key in set(configs["inference"]) & set(configs["evaluate"]) - {"initialize", "run", "imports", "network_def"}:
         if key in configs["train"]:
             assert configs["inference"][key] == configs["evaluate"][key], key
+    if name.endswith("segmentation"):
+        for key in ("inferer", "tile_size", "overlap", "air", "backend", "mirrored"):
+            assert configs["inference"][key] == configs["evaluate"][key], key
 
 
 @pytest.mark.parametrize("name", NAMES)
