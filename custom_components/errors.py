@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from types import TracebackType
 
@@ -23,14 +24,26 @@ def find_input_error(error: BaseException | None) -> InputError | None:
 def report_plainly() -> None:
     """From now on, end the program on an uncaught `InputError` with its sentence instead of a traceback.
 
-    For command lines: the bundles' configs call it first of all. Any other error keeps its traceback.
+    For command lines: the bundles' configs call it first of all. Ctrl-C ends it with a sentence too; any other error
+    keeps its traceback.
     """
     sys.excepthook = _report
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(_is_news)
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """Whether a record is other than the error of an engine that an `InputError` or Ctrl-C ends, told at the end."""
+    error = sys.exc_info()[1]
+    plain = isinstance(error, KeyboardInterrupt) or find_input_error(error) is not None
+    return not (plain and record.levelno >= logging.ERROR)
 
 
 def _report(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
     found = find_input_error(error)
-    if found is None:
-        sys.__excepthook__(kind, error, traceback)
-    else:
+    if found is not None:
         print(f"error: {found}", file=sys.stderr)
+    elif issubclass(kind, KeyboardInterrupt):
+        print("stopped: a training goes on from its last checkpoint with the same command", file=sys.stderr)
+    else:
+        sys.__excepthook__(kind, error, traceback)

@@ -34,7 +34,8 @@ def overlay_figure(
 ) -> Figure:
     """Three planes through the centre of the labels, one row a label volume, with a named legend.
 
-    In the radiological convention: the patient's right, or front, is on the left of the picture.
+    In the radiological convention: the patient's right, or front, is on the left of the picture. What is black or air
+    around everything else is cut off.
 
     Args:
         image: `(H, W, D)` in RAS order.
@@ -54,6 +55,8 @@ def overlay_figure(
     if window is None:
         window = SOFT_TISSUE_HU if image.min() < AIR_HU else tuple(np.percentile(image, [1, 99]))
     low, high = window
+    box = _occupied(image, list(labels.values()), low)
+    image, labels = image[box], {name: label[box] for name, label in labels.items()}
     names = _names_of_values(class_names, list(labels.values()))
     centre = _centre(list(labels.values()), image.shape)
     extent = [size * step for size, step in zip(image.shape, spacing)]
@@ -96,6 +99,16 @@ def _names_of_values(class_names: Sequence[str], labels: Sequence[np.ndarray]) -
     names = dict(enumerate(class_names, 1))
     others = {int(value) for label in labels if label.max() > len(names) for value in np.unique(label)}
     return names | {value: f"class {value}" for value in sorted(others) if value > len(names)}
+
+
+def _occupied(image: np.ndarray, labels: Sequence[np.ndarray], low: float) -> tuple[slice, ...]:
+    """The box of all that is labelled or brighter than `low`; the whole image where nothing is brighter."""
+    bright = image > low
+    if not bright.any():
+        return (slice(None),) * 3
+    shown = np.logical_or.reduce([bright, *(label > 0 for label in labels)])
+    where = [np.flatnonzero(shown.any(axis=tuple({0, 1, 2} - {axis}))) for axis in range(3)]
+    return tuple(slice(found[0], found[-1] + 1) for found in where)
 
 
 def _centre(labels: Sequence[np.ndarray], shape: Sequence[int]) -> list[int]:

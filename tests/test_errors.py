@@ -23,6 +23,24 @@ def test_a_wrapped_input_error_is_found():
     assert done.stderr == "error: told\n"
 
 
+def test_an_engine_that_an_input_error_or_ctrl_c_ends_logs_no_traceback():
+    engine = """
+import logging
+from ignite.engine import Engine
+logging.basicConfig(level=logging.INFO)
+report_plainly()
+def step(engine, batch):
+    raise {error}
+Engine(step).run([0])
+"""
+    for error, sentence in (("InputError('told')", "error: told\n"), ("KeyboardInterrupt", "stopped: ")):
+        done = run(PLAIN + engine.format(error=error))
+        assert done.returncode != 0 and "Traceback" not in done.stderr and "ERROR" not in done.stderr
+        assert done.stderr.splitlines(keepends=True)[-1].startswith(sentence)
+    done = run(PLAIN + engine.format(error="KeyError('x')"))
+    assert "ERROR" in done.stderr and "Traceback" in done.stderr
+
+
 def test_other_errors_keep_their_traceback():
     done = run(PLAIN + "1 / 0")
     assert done.returncode == 1 and "Traceback" in done.stderr and "ZeroDivisionError" in done.stderr

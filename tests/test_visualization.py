@@ -41,6 +41,14 @@ def test_the_right_of_the_patient_is_on_the_left_of_the_picture():
         assert [text.get_text() for text in axis.texts] == ["R"]
 
 
+def test_what_is_black_around_the_scan_is_cut_off_and_no_label_is():
+    image, label = np.full((20, 24, 16), -1000, np.float32), np.zeros((20, 24, 16), np.uint8)
+    image[5:15, 6:18, 4:12] = 40
+    label[10:12, 12:22, 6:8] = 1
+    figure = overlay_figure(image, {"annotated": label}, ["Organ"])
+    assert [axis.images[0].get_array().shape for axis in figure.axes] == [(8, 16), (8, 10), (16, 10)]
+
+
 def written(path, shape, value=1):
     volume = np.zeros(shape, dtype=np.int16)
     volume[1:3, 1:3, 1:3] = value

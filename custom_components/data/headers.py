@@ -107,7 +107,7 @@ def import_itk(path: str | os.PathLike) -> Any:
         import itk
     except ImportError:
         raise DataError(
-            f"{path}: NIfTI is read as it is but this format needs ITK, which is not installed; run {INSTALL_ITK}"
+            f"{path}: this format is read by ITK, which is not installed; run {INSTALL_ITK}, or convert it to NIfTI"
         ) from None
     return itk
 

@@ -12,6 +12,7 @@ from ignite.engine import Events
 from monai.data import Dataset, list_data_collate
 from monai.engines import SupervisedEvaluator
 from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
 
 from custom_components.data.headers import reason_of
 from custom_components.errors import InputError, find_input_error
@@ -50,6 +51,7 @@ class FolderInference:
             with (
                 self.evaluator.add_event_handler(Events.EXCEPTION_RAISED, self._take_error),
                 tqdm(order, unit="scan", mininterval=1) as progress,
+                logging_redirect_tqdm(),  # a warning about a scan gets a line of its own
             ):
                 for index in progress:
                     progress.set_description(items[index]["case"])

@@ -22,7 +22,7 @@ class EarlyValidation(ValidationHandler):
 
     Args:
         validator: the evaluator.
-        interval: epochs between two validations.
+        interval: epochs between two validations; 0 never validates.
         seed: seed of the validation's random transforms.
         augmentation: what augments the validation's batches on the device, not shared with the training; or None.
     """
@@ -30,10 +30,14 @@ class EarlyValidation(ValidationHandler):
     def __init__(
         self, validator: Any, interval: int = 1, seed: int = 0, augmentation: Randomizable | None = None
     ) -> None:
-        super().__init__(interval, validator, epoch_level=True)
+        super().__init__(max(interval, 1), validator, epoch_level=True)
+        self.never = interval == 0
         self.evaluator, self.seed, self.augmentation = validator, seed, augmentation
 
     def attach(self, engine: Any) -> None:
+        if self.never:
+            return
+
         def due(engine: Any, epoch: int) -> bool:
             return epoch % self.interval == 0 or epoch == engine.state.max_epochs
 

@@ -44,7 +44,8 @@ class TiledInferer(Inferer):
             which no more is used than the scan has.
         overlap: share of a tile, along each axis, that the next one covers too; with "auto" at least half a crop.
         air: tiles whose every value is at most this are not run, nor what lies outside the box of all larger values;
-            the output there is `background`, which stands for no class. None runs everything.
+            the output there is `background`, which stands for no class. None, or "none" on a command line, runs
+            everything.
         background: logit of each class where nothing was run; a sigmoid of 2e-9.
         multiple: sizes that "auto" chooses are multiples of it, as is the position of the box: `2 ** (num_scales - 1)`.
         bytes_per_voxel: what the network needs at its peak in single precision, per voxel of a tile.
@@ -62,7 +63,7 @@ class TiledInferer(Inferer):
     than half of the GPU's share.
 
     Raises:
-        InputError: an overlap outside [0, 1), another tile_size, or as `fast_network`.
+        InputError: an overlap outside [0, 1), another tile_size or air, or as `fast_network`.
     """
 
     def __init__(
@@ -70,7 +71,7 @@ class TiledInferer(Inferer):
         crop_size: Sequence[int],
         tile_size: str | Sequence[int] = "auto",
         overlap: float = 0.25,
-        air: float | None = None,
+        air: float | str | None = None,
         background: float = -20.0,
         multiple: int = 16,
         bytes_per_voxel: float = 1024,
@@ -85,8 +86,10 @@ class TiledInferer(Inferer):
             raise InputError(f"overlap must be at least 0 and smaller than 1, but is {overlap}")
         if tile_size != "auto" and (isinstance(tile_size, str) or len(tile_size) != 3):
             raise InputError(f"tile_size must be auto or three sizes in voxels, but is {tile_size!r}")
+        if isinstance(air, str) and air.lower() != "none":
+            raise InputError(f"air must be a number or none, but is {air!r}")
         self.crop_size, self.tile_size, self.overlap = tuple(crop_size), tile_size, overlap
-        self.air, self.background = air, background
+        self.air, self.background = None if isinstance(air, str) else air, background
         self.multiple, self.bytes_per_voxel, self.memory_share = multiple, bytes_per_voxel, memory_share
         self.mirrored, self.dtype = mirrored, dtype
         self._fast = FastNetworks(backend, cpu_bfloat16)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -145,22 +145,26 @@ def load_pretrained_backbone(network: nn.Module, path: str | Path | None) -> nn.
     if path is None or str(path).lower() == "none":
         logger.info("backbone: untrained (no pretrained weights asked for)")
         return network
-    state = read_weights(path)
+    skipped = _load_backbone(network, read_weights(path), path)
+    logger.info("beside the backbone: %s", _listed("skipped", skipped))
+    return network
+
+
+def _load_backbone(network: nn.Module, state: Mapping[str, Tensor], path: str | Path) -> list[str]:
+    """Load the backbone in a state dict; returns the names of the other entries."""
     backbone = network if isinstance(network, FPN3d) else network.backbone
     matched = _fit(state, backbone, path)  # type: ignore[arg-type]
     own = backbone.state_dict()  # type: ignore[union-attr]
     _require_whole(matched, own, path)
     backbone.load_state_dict({key: matched[key] for key in own})  # type: ignore[union-attr]
-    skipped = _skipped(state, own)
-    logger.info(
-        "backbone: %d of %d entries loaded from %s; %d skipped%s",
-        len(own),
-        len(own),
-        path,
-        len(skipped),
-        f" ({', '.join(sorted({key.split('.')[0] for key in skipped}))})" if skipped else "",
-    )
-    return network
+    logger.info("backbone: all %d entries loaded from %s", len(own), path)
+    return _skipped(state, own)
+
+
+def _listed(what: str, keys: Sequence[str]) -> str:
+    """How many entries, and the modules that they are of: "3 skipped (head, projector)"."""
+    modules = sorted({key.split(".")[0] for key in keys})
+    return f"{len(keys)} {what}" + (f" ({', '.join(modules)})" if modules else "")
 
 
 def continue_pretraining(
@@ -181,19 +185,24 @@ def continue_pretraining(
     Raises:
         WeightsError: as `load_pretrained_backbone`.
     """
-    load_pretrained_backbone(network, path)
     if path is None or str(path).lower() == "none":
-        return network
+        return load_pretrained_backbone(network, path)
     state, moments = read_checkpoint(path)
+    others = _load_backbone(network, state, path)
     own = network.state_dict()
     heads = {key for key in own if not key.startswith("backbone.")}
     matched = {key: state[key] for key in heads if key in state and state[key].shape == own[key].shape}
     network.load_state_dict(matched, strict=False)
     kept = sorted(heads - set(matched))
-    logger.info(
-        "heads: %d of %d entries loaded%s", len(matched), len(heads), f"; new: {', '.join(kept)}" if kept else ""
-    )
-    if optimizer is None or not moments:
+    skipped = [key for key in others if key not in matched]
+    told = [f"{len(matched)} of {len(heads)} entries loaded"]
+    told += [_listed("new", kept)] if kept else []
+    told += [_listed("skipped", skipped)] if skipped else []
+    logger.info("heads: %s", "; ".join(told))
+    if optimizer is None:
+        return network
+    if not moments:
+        logger.info("optimiser: starts anew, because %s has no state of one", path)
         return network
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     fits = sorted(moments) == list(range(len(parameters))) and all(

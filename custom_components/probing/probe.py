@@ -47,6 +47,7 @@ class LinearProbe:
         validator: an evaluator to run with the fitted head, where it has scans.
         settings: for the provenance.
         anchor: state dict of a head that was trained for these classes on more scans, to be adapted; None fits anew.
+        cpu_bfloat16: on CPUs the backbone computes in bfloat16, as it does in inference; see `fast_network`.
         replace: whether what a training has written to `path` may be replaced, as where an annotator goes on from it.
     """
 
@@ -63,9 +64,10 @@ class LinearProbe:
         validator: Any = None,
         settings: Mapping[str, Any] | None = None,
         anchor: Mapping[str, torch.Tensor] | None = None,
+        cpu_bfloat16: bool = False,
         replace: bool = False,
     ) -> None:
-        self.anchor, self.replace = anchor, replace
+        self.anchor, self.replace, self.cpu_bfloat16 = anchor, replace, cpu_bfloat16
         self.network, self.dataset, self.path, self.folder = network, dataset, Path(path), Path(cache_dir) / "vectors"
         self.max_vectors, self.per_class, self.background = max_vectors, per_class, background
         self.seed, self.validator, self.settings = seed, validator, dict(settings or {})
@@ -132,7 +134,7 @@ class LinearProbe:
         return self.network
 
     def _vectors(self, index: int, backbone: str, per_class: int, background: int) -> VoxelVectors:
-        settings = f"{backbone} {per_class} {background} {self.seed}"
+        settings = f"{backbone} {per_class} {background} {self.seed} {self.cpu_bfloat16}"
         item = self.dataset.item_folder(self.dataset.data[index]).name
         file = self.folder / f"{hashlib.sha256(f'{item} {settings}'.encode()).hexdigest()[:32]}.pt"
         if file.is_file():
@@ -141,7 +143,7 @@ class LinearProbe:
         image, label = (_plain(scan[key]) for key in ("image", "label"))
         positions, weights = sample_voxels(label[0], per_class, background, self.seed)
         vectors = VoxelVectors(
-            vectors_at(self.network.backbone, image, positions),
+            vectors_at(self.network.backbone, image, positions, cpu_bfloat16=self.cpu_bfloat16),
             label[0][tuple(positions.T)].long(),
             weights,
             _plain(scan["annotated"]).bool()[None].repeat(len(positions), 1),

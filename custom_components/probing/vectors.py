@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from custom_components.networks import fast_network
 from custom_components.networks.fpn import FPN3d, features_at
 
 NEAR_VOXELS = 3
@@ -78,7 +79,12 @@ def sample_voxels(label: Tensor, per_class: int, background: int, seed: int = 0)
 
 @torch.no_grad()
 def vectors_at(
-    backbone: FPN3d, image: Tensor, positions: Tensor, tile: Sequence[int] = (128, 128, 128), margin: int = 16
+    backbone: FPN3d,
+    image: Tensor,
+    positions: Tensor,
+    tile: Sequence[int] = (128, 128, 128),
+    margin: int = 16,
+    cpu_bfloat16: bool = False,
 ) -> Tensor:
     """The backbone's feature vectors `(V, C)` at voxels of a scan of any size.
 
@@ -91,15 +97,17 @@ def vectors_at(
         positions: `(V, 3)` voxels.
         tile: voxels that are read from a tile, at most.
         margin: voxels around them, a multiple of the coarsest scale's step.
+        cpu_bfloat16: on CPUs the backbone computes in bfloat16; see `fast_network`.
     """
     parameter = next(backbone.parameters())
+    fast = fast_network(backbone, cpu_bfloat16=cpu_bfloat16)
     stride = 2 ** (backbone.num_scales - 1)
     vectors = torch.empty((len(positions), sum(backbone.channels)))
     for core, outer in _tiles(image.shape[1:], tile, math.ceil(margin / stride) * stride, stride):
         low, high = torch.tensor([c.start for c in core]), torch.tensor([c.stop for c in core])
         inside = ((positions >= low) & (positions < high)).all(1).nonzero()[:, 0]
         if len(inside):
-            pyramid = backbone(image[(slice(None), *outer)][None].to(parameter))
+            pyramid = fast(image[(slice(None), *outer)][None].to(parameter))
             local = (positions[inside] - torch.tensor([o.start for o in outer])).to(parameter.device)
             vectors[inside] = torch.cat(features_at(pyramid, local[None]), -1)[0].float().cpu()
     return vectors

@@ -89,6 +89,8 @@ def test_fine_tuning_starts_from_the_head_of_the_quick_probe(run_bundle, mri_pha
 )
 def test_every_option_trains_the_same_network(run_bundle, mri_phantoms, pretrained, segmenter, tmp_path, option):
     settings = {**SMALL, **SHORT, **CLASSES, "pretrained": pretrained / "model.pt", "head_epochs": 1} | option
+    # a head that is fitted to other digits starts elsewhere
+    settings["probe#cpu_bfloat16"] = False
     run_bundle(BUNDLE, "train", dataset_dir=mri_phantoms, output_dir=tmp_path, **settings)
     expected, found = (
         torch.load(folder / "checkpoints" / "last.pt", weights_only=True)["network"] for folder in (segmenter, tmp_path)

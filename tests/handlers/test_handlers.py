@@ -168,16 +168,17 @@ def test_validation_is_done_first_now_and_then_and_at_the_end():
     assert len({numbers[1:] for numbers in seen}) == 1  # every time the same crops and boxes
 
 
-def test_validation_is_left_out_where_there_is_no_scan_for_it():
+@pytest.mark.parametrize(("scans", "interval"), [([], 1), ([1], 0)])
+def test_validation_is_left_out_where_there_is_no_scan_for_it_or_it_is_not_wanted(scans, interval):
     class Validator(Evaluator):
         def __init__(self):
-            self.data_loader = SimpleNamespace(dataset=[])
+            self.data_loader = SimpleNamespace(dataset=scans)
 
         def run(self, epoch):
             raise AssertionError("nothing to validate")
 
     engine = trainer(torch.nn.Linear(2, 1), epochs=2, length=1)
-    EarlyValidation(Validator(), interval=1).attach(engine)
+    EarlyValidation(Validator(), interval=interval).attach(engine)
     engine.start()
 
 

@@ -286,6 +286,7 @@ def test_new_weights_are_used_and_unchanged_ones_are_not_prepared_again():
         ({"overlap": 1.0}, "overlap must be at least 0 and smaller than 1, but is 1.0"),
         ({"tile_size": "large"}, "tile_size must be auto or three sizes in voxels, but is 'large'"),
         ({"tile_size": [64, 64]}, "tile_size must be auto or three sizes"),
+        ({"air": "some"}, "air must be a number or none, but is 'some'"),
     ],
 )
 def test_impossible_settings_are_told(settings, message):
@@ -296,3 +297,7 @@ def test_impossible_settings_are_told(settings, message):
 def test_an_unknown_backend_is_told():
     with pytest.raises(InputError, match="backend must be one of torch, openvino, but is 'onnx'"):
         TiledInferer((16, 16, 16), backend="onnx")(torch.rand(1, 1, 16, 16, 16), segmentation_network())
+
+
+def test_none_as_a_word_runs_the_air_too():
+    assert TiledInferer((8, 8, 8), air="none").air is None

@@ -41,7 +41,7 @@ def test_only_the_head_changes_and_the_file_has_it(dataset, tmp_path):
 def test_a_second_probe_reads_the_vectors_that_the_first_one_made(dataset, tmp_path, monkeypatch):
     made = []
     original = probe.vectors_at
-    monkeypatch.setattr(probe, "vectors_at", lambda *args: made.append(1) or original(*args))
+    monkeypatch.setattr(probe, "vectors_at", lambda *args, **options: made.append(1) or original(*args, **options))
     network = network_for(dataset)
     for expected in (2, 2):
         LinearProbe(network, dataset, tmp_path / "model.pt", tmp_path).run()
@@ -68,7 +68,7 @@ def test_a_nonlinear_head_is_refused(dataset, tmp_path):
 def test_the_start_of_a_fine_tuning_may_read_only_the_first_scans(dataset, tmp_path, monkeypatch):
     made = []
     original = probe.vectors_at
-    monkeypatch.setattr(probe, "vectors_at", lambda *args: made.append(1) or original(*args))
+    monkeypatch.setattr(probe, "vectors_at", lambda *args, **options: made.append(1) or original(*args, **options))
     network = network_for(dataset)
     before = network.head.layers[0].bias.clone()
     fitted = LinearProbe(network, dataset, tmp_path / "model.pt", tmp_path).fit(max_scans=1)
