@@ -11,6 +11,7 @@ from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from monai.transforms import Orientation
+from monai.transforms.utils import generate_spatial_bounding_box
 
 from custom_components.data import LoadScan
 from custom_components.errors import InputError
@@ -107,8 +108,8 @@ def _occupied(image: np.ndarray, labels: Sequence[np.ndarray], low: float) -> tu
     if not bright.any():
         return (slice(None),) * 3
     shown = np.logical_or.reduce([bright, *(label > 0 for label in labels)])
-    where = [np.flatnonzero(shown.any(axis=tuple({0, 1, 2} - {axis}))) for axis in range(3)]
-    return tuple(slice(found[0], found[-1] + 1) for found in where)
+    first, end = generate_spatial_bounding_box(shown[None])
+    return tuple(map(slice, first, end))
 
 
 def _centre(labels: Sequence[np.ndarray], shape: Sequence[int]) -> list[int]:
