@@ -38,7 +38,9 @@ def partly_annotated(ct_phantoms, tmp_path_factory):
 def ct_backbone(run_bundle, ct_phantoms, tmp_path_factory):
     output = tmp_path_factory.mktemp("ct_backbone")
     settings = {**SMALL, **SHORT, "pairs_per_scan": 2}
-    run_bundle("ct_dense_ssl", "train", "low_resolution", dataset_dir=ct_phantoms, output_dir=output, **settings)
+    run_bundle(
+        "ct_dense_ssl", "train", "low_resolution", "masked", dataset_dir=ct_phantoms, output_dir=output, **settings
+    )
     return output
 
 

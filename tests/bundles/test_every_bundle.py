@@ -86,6 +86,15 @@ def test_configs_agree_on_what_they_share(name):
             assert configs["inference"][key] == configs["evaluate"][key], key
 
 
+@pytest.mark.parametrize("name", ["ct_dense_ssl", "mri_dense_ssl"])
+def test_the_released_backbone_was_trained_by_masked_json(name):
+    recipe = json.loads((BUNDLES / name / "configs" / "masked.json").read_text())
+    record = json.loads((BUNDLES / name / "models" / "model.json").read_text())
+    if "exclude_within" in recipe:
+        recipe["exclude_within_mm"] = recipe.pop("exclude_within")
+    assert {key: record[key] for key in recipe} == recipe
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_every_training_has_the_same_options_of_memory_and_precision(name):
     train, other = config(name, "train").get(), config("mri_dense_ssl", "train").get()
