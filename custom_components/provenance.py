@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import re
 import shlex
 import subprocess
 import sys
@@ -13,6 +14,10 @@ from typing import Any
 
 import monai
 import torch
+
+ROOT = Path(__file__).resolve().parents[1]  # of the checkout
+# an absolute path, alone or in a list: neither the / inside a relative path nor that of an address
+ABSOLUTE = re.compile(r"(?<![^\s'\",\[(=])(?:/|[A-Za-z]:[\\/])[^\s'\",\])]*")
 
 
 def training_record(commit: str | None, steps: int, seconds: float, device: torch.device | str) -> dict[str, Any]:
@@ -34,6 +39,28 @@ def shell_command(arguments: Iterable[str]) -> str:
     """As `shlex.join`, but what has single quotes of its own, such as a list of files, comes in double quotes."""
     simple = (f'"{a}"' if "'" in a and not set(a) & set('"$`!\\') else shlex.quote(a) for a in arguments)
     return " ".join(simple)
+
+
+def absolute_paths(text: str) -> list[str]:
+    """The absolute paths in a command or a list of folders: places of one machine, which may name people."""
+    return ABSOLUTE.findall(text)
+
+
+def without_places(value: Any) -> Any:
+    """Text, or a list of texts, with every absolute path as seen from the checkout, or cut to its last part.
+
+    What is no text, such as None, stays as it is.
+    """
+    if isinstance(value, (list, tuple)):
+        return [without_places(part) for part in value]
+    return ABSOLUTE.sub(lambda match: _portable(match[0]), value) if isinstance(value, str) else value
+
+
+def _portable(path: str) -> str:
+    try:
+        return Path(path).relative_to(ROOT).as_posix()
+    except ValueError:
+        return re.split(r"[\\/]", path.rstrip("\\/"))[-1] or "."
 
 
 def git_commit() -> str | None:

@@ -4,7 +4,7 @@ import subprocess
 import pytest
 
 from custom_components import provenance
-from custom_components.provenance import git_commit, shell_command
+from custom_components.provenance import absolute_paths, git_commit, shell_command, without_places
 
 
 @pytest.mark.parametrize(
@@ -37,3 +37,10 @@ def test_a_copy_inside_another_repository_has_no_commit(tmp_path, monkeypatch):
     git("add", "release")
     git("commit", "-m", "now it is this one's")
     assert len(git_commit()) == 12
+
+
+def test_absolute_paths_are_found_and_nothing_else():
+    text = "python -m x --a /b/c --d=['e/f.json','/g/h.json'] --u https://server/x --k C:\\me\\scans --n 1/2"
+    assert absolute_paths(text) == ["/b/c", "/g/h.json", "C:\\me\\scans"]
+    assert without_places(text) == "python -m x --a c --d=['e/f.json','h.json'] --u https://server/x --k scans --n 1/2"
+    assert without_places(["/a/b/", None, "c/d"]) == ["b", None, "c/d"]

@@ -6,6 +6,7 @@ import logging
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,6 +24,7 @@ def start_network(
     weights: str | Path,
     classes: Sequence[str],
     annotating: bool,
+    settings: Mapping[str, Any] | None = None,
 ) -> SegmentationNetwork:
     """Load what a training starts from.
 
@@ -36,13 +38,14 @@ def start_network(
         weights: the file of the network in use, `models/model.pt`.
         classes: the classes to train; the head is made anew where it has another number.
         annotating: whether the training is an annotator's.
+        settings: as for `load_pretrained_backbone`.
 
     Raises:
         WeightsError: as `load_pretrained_backbone`.
     """
     network.set_num_classes(len(classes))
     if not annotating:
-        load_pretrained_backbone(network, pretrained)
+        load_pretrained_backbone(network, pretrained, settings)
         return network
     weights = Path(weights)
     kept = weights.with_name(RELEASED)

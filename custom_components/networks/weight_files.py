@@ -28,6 +28,9 @@ EXTRACT = (
     "torch.save(c['state_dict'] if isinstance(c, dict) else c.state_dict(), sys.argv[2])"
 )
 
+# settings whose names in the record say more than in the configs
+RECORDED_AS = {"spacing": "spacing_mm", "class_names": "classes"}
+
 
 class WeightsError(InputError):
     """A weight file that cannot be used; the message is one sentence that says which, why and what to do."""
@@ -46,6 +49,20 @@ def _is_safetensors(path: Path) -> bool:
 def sha256_of(path: str | Path) -> str:
     """SHA-256 of a file, hexadecimal."""
     return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+
+
+def differing_settings(record: Any, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Which settings are not those in the record of a training: name -> the recorded value.
+
+    Args:
+        record: what lies beside weights as `model.json`.
+        settings: name in the configs -> value; one that the record does not have is taken to be right.
+    """
+    # as they come back from the file
+    wanted = json.loads(json.dumps(dict(settings), default=str))
+    recorded = record if isinstance(record, dict) else {}
+    found = {name: recorded.get(RECORDED_AS.get(name, name)) for name in wanted}
+    return {name: value for name, value in found.items() if value is not None and value != wanted[name]}
 
 
 def save_weights(network: nn.Module, path: str | Path, provenance: Mapping[str, Any] | None = None) -> Path:
@@ -149,15 +166,28 @@ def _is_entry(name: Any, value: Any) -> bool:
     return isinstance(name, str) and isinstance(value, Tensor)
 
 
-def _check_hash(path: Path) -> None:
+def read_record(path: str | Path) -> Any:
+    """What lies as `model.json` beside `model.pt`, mostly a dictionary: beside somebody else's checkpoint a .json may
+    be anything; None where there is none.
+
+    Raises:
+        WeightsError: it is not JSON.
+    """
     record = provenance_path(path)
     if not record.is_file():
-        return
+        return None
     try:
-        content = json.loads(record.read_text())
+        return json.loads(record.read_text())
     except ValueError as error:
-        raise WeightsError(f"{record}: is not JSON, so {path.name} cannot be checked; fetch or remove it") from error
-    # beside somebody else's checkpoint a .json may be anything
+        raise WeightsError(
+            f"{record}: is not JSON, so {Path(path).name} cannot be checked; fetch or remove it"
+        ) from error
+
+
+def _check_hash(path: Path) -> None:
+    record, content = provenance_path(path), read_record(path)
+    if content is None:
+        return
     expected = content.get("sha256") if isinstance(content, dict) else None
     found = sha256_of(path)
     if expected and expected != found:

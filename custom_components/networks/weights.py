@@ -14,7 +14,16 @@ from custom_components.delivery import bundle_folder, is_bundle_name
 
 from .fpn import FPN3d
 from .segmentation import SegmentationNetwork
-from .weight_files import WeightsError, as_stored, read_checkpoint, read_weights, sha256_of, write_state
+from .weight_files import (
+    WeightsError,
+    as_stored,
+    differing_settings,
+    read_checkpoint,
+    read_record,
+    read_weights,
+    sha256_of,
+    write_state,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -130,7 +139,9 @@ def _skipped(state: Mapping[str, Tensor], own: Iterable[str]) -> list[str]:
     return sorted(set(state) - {prefix + key for key in own})
 
 
-def load_pretrained_backbone(network: nn.Module, path: str | Path | None) -> nn.Module:
+def load_pretrained_backbone(
+    network: nn.Module, path: str | Path | None, settings: Mapping[str, Any] | None = None
+) -> nn.Module:
     """Load the backbone of a weight file into `network` (an `FPN3d`, or a network with a `.backbone`).
 
     The heads keep their values. The number of input channels may differ (see `adapt_in_channels`). Logs how many keys
@@ -138,6 +149,8 @@ def load_pretrained_backbone(network: nn.Module, path: str | Path | None) -> nn.
 
     Args:
         path: weight file; None, or "none" on a command line, leaves the network untrained.
+        settings: how images are prepared here, such as `spacing`; a warning is logged where the backbone was trained
+            with others.
 
     Raises:
         WeightsError: as `read_weights`, or where the backbone does not load whole.
@@ -147,6 +160,11 @@ def load_pretrained_backbone(network: nn.Module, path: str | Path | None) -> nn.
         return network
     skipped = _load_backbone(network, read_weights(path), path)
     logger.info("beside the backbone: %s", _listed("skipped", skipped))
+    here = settings or {}
+    for name, value in differing_settings(read_record(path), here).items():
+        logger.warning(
+            "backbone: was pre-trained with %s %s, here it is %s; it may be worth less", name, value, here[name]
+        )
     return network
 
 
@@ -218,7 +236,9 @@ def continue_pretraining(
     return network
 
 
-def load_weights(network: nn.Module, path: str | Path, backbone_only: bool = False) -> nn.Module:
+def load_weights(
+    network: nn.Module, path: str | Path, backbone_only: bool = False, settings: Mapping[str, Any] | None = None
+) -> nn.Module:
     """Load a whole network (backbone and heads) from a weight file.
 
     A `SegmentationNetwork` with `adapt_classes` takes the number of classes from the file.
@@ -227,10 +247,20 @@ def load_weights(network: nn.Module, path: str | Path, backbone_only: bool = Fal
         network: is changed in place.
         path: the weight file.
         backbone_only: the network is used for the features of its backbone alone, so that the file need not have more.
+        settings: what the record beside the file must say, where it says something: how images are prepared
+            (`spacing`, `intensity_range`, ...) and what the network was taught (`class_names`), under the configs'
+            names. Other values would give wrong labels without a word.
 
     Raises:
-        WeightsError: as `read_weights`, or where any key is missing, left over or of another shape.
+        WeightsError: as `read_weights`; where the network was trained with other settings; or where any key is missing,
+            left over or of another shape.
     """
+    here = settings or {}
+    for name, value in differing_settings(read_record(path), here).items():
+        raise WeightsError(
+            f"{path}: this network was trained with {name} {value}, but here it is {here[name]}; "
+            f'give --{name} "{value}"'
+        )
     if backbone_only:
         return load_pretrained_backbone(network, path)
     state = read_weights(path)

@@ -19,7 +19,9 @@ from custom_components.delivery import file_digest
 from custom_components.errors import InputError
 from custom_components.networks import read_weights
 from custom_components.networks.weight_files import provenance_path
-from custom_components.provenance import shell_command
+from custom_components.provenance import shell_command, without_places
+
+from .checks import setting_faults
 
 RECORDED = ("data", "scans", "command", "commit", "steps", "minutes", "machine")
 # what belongs to the weights that a bundle had
@@ -39,6 +41,9 @@ def adopt_weights(
 ) -> dict[str, float]:
     """Put trained weights into a bundle, with the figures of an evaluation; weights and scores that it had are removed.
 
+    Absolute paths in the record, which name places of one machine and perhaps people, come relative to the checkout or
+    as their last part.
+
     Writes `models/model.pt` and `.json`; `weights` and `eval_metrics` of `configs/metadata.json`; and the block between
     two comments in the section "Released weights" of `docs/README.md`, which is added where it is missing.
 
@@ -53,7 +58,8 @@ def adopt_weights(
         The figures, as they are written to `eval_metrics`.
 
     Raises:
-        InputError: a file is missing, damaged, or not what it should be; then nothing is written.
+        InputError: a file is missing, damaged, or not what it should be, or the bundle is for a network with other
+            classes, spacing, intensities or size; then nothing is written.
     """
     metadata_path, readme = bundle / "configs" / "metadata.json", bundle / "docs" / "README.md"
     for path in (metadata_path, readme, provenance_path(weights), scores):
@@ -68,6 +74,8 @@ def adopt_weights(
             f"{scores}: has the classes {', '.join(scored)}, but {weights} was trained for "
             f"{', '.join(record['classes'])}; name the scores of these weights"
         )
+    for fault in setting_faults(bundle, record):
+        raise InputError(f"{bundle.name}/{fault}")
     figures = _figures(rows)
     table = "\n".join(_table(rows))
     if with_cases:
@@ -77,6 +85,7 @@ def adopt_weights(
         record["command"] = shell_command(shlex.split(record.get("command", "?")))
     except ValueError:
         raise InputError(f"{provenance_path(weights)}: its command is no shell command; correct it") from None
+    record |= {key: without_places(record[key]) for key in ("data", "pretrained", "command") if key in record}
     stated = {"sha256": file_digest(weights), "license": licence, **{k: record[k] for k in RECORDED if k in record}}
     metadata["weights"] = {"models/model.pt": stated}
     metadata["eval_metrics"] = figures
@@ -84,12 +93,13 @@ def adopt_weights(
 
     models, docs = bundle / "models", bundle / "docs"
     models.mkdir(exist_ok=True)
-    copies = {weights: models / "model.pt", provenance_path(weights): models / "model.json"}
+    copies = {weights: models / "model.pt"}
     if with_cases:
         copies[scores] = docs / scores.name
     for source, target in copies.items():
         if source.resolve() != target.resolve():
             shutil.copyfile(source, target)
+    (models / "model.json").write_text(json.dumps(record, indent=4) + "\n")
     for name in FORMER:
         if bundle / name not in (*copies, *copies.values()):
             (bundle / name).unlink(missing_ok=True)

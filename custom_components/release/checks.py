@@ -23,9 +23,14 @@ import numpy as np
 from custom_components.data import make_phantom
 from custom_components.delivery import file_digest
 from custom_components.errors import InputError
+from custom_components.networks.weight_files import RECORDED_AS, differing_settings
+from custom_components.provenance import absolute_paths
 
-MAX_WEIGHTS = 25_000_000  # bytes
+MAX_WEIGHTS = 100_000_000  # bytes; what code hosts take as one file, and the paper's network in half precision
+# of evaluate.json and inference.json: what must be as it was in training
+TAUGHT = ("spacing", "intensity_range", "intensity_percentiles", "base_channels", "num_scales", "head", "class_names")
 WORKFLOWS = ("train", "evaluate", "inference")
+OWN = "give such weights a bundle of their own, with their settings (docs/DELIVERY.md)"
 REQUIRED = (
     "LICENSE",
     "docs/README.md",
@@ -110,7 +115,9 @@ def check_bundle(folder: Path) -> dict[str, Any]:
     metadata = contents.get("configs/metadata.json", {})
     if metadata:
         faults += [f"{name}/configs/metadata.json: {fault}" for fault in _metadata_faults(metadata)]
-    faults += [f"{name}/{fault}" for fault in _weight_faults(folder, metadata, contents.get("models/model.json", {}))]
+    record = contents.get("models/model.json", {})
+    faults += [f"{name}/{fault}" for fault in _weight_faults(folder, metadata, record)]
+    faults += [f"{name}/{fault}" for fault in setting_faults(folder, record)]
     if faults:
         raise InputError("\n".join(faults))
     return metadata
@@ -161,10 +168,39 @@ def _weight_faults(folder: Path, metadata: dict[str, Any], record: dict[str, Any
             yield f"{file}: says {says} where the SHA-256 of models/model.pt is {found}; correct it"
     if readme.is_file() and found not in readme.read_text():
         yield f"docs/README.md: does not name {found}, the SHA-256 of models/model.pt; correct it"
-    for key in ("data", "pretrained"):
-        for path in np.atleast_1d(record.get(key) or "").tolist():
-            if Path(str(path)).is_absolute():
-                yield f"models/model.json: {key} is a path of one machine, {path}; name it as seen from the repository"
+    for key in ("data", "pretrained", "command"):
+        for path in absolute_paths(str(record.get(key) or "")):
+            yield (
+                f"models/model.json: {key} names a path of one machine, {path}; scripts.adopt_weights cuts it to its "
+                "last part"
+            )
+
+
+def setting_faults(folder: Path, record: dict[str, Any]) -> Iterator[str]:
+    """Where the configs or metadata.json of a bundle are for another network than the record of a training."""
+    for workflow in ("evaluate", "inference"):
+        settings = _read_json(folder / "configs" / f"{workflow}.json")
+        given = {name: settings[name] for name in TAUGHT if name in settings and not _is_computed(settings[name])}
+        for name, value in differing_settings(record, given).items():
+            yield f"configs/{workflow}.json: has {name} {given[name]}, but the weights were trained with {value}; {OWN}"
+    metadata = _read_json(folder / "configs" / "metadata.json")
+    channels = metadata.get("network_data_format", {}).get("outputs", {}).get("pred", {}).get("channel_def", {})
+    taught, names = record.get(RECORDED_AS["class_names"]), list(channels.values())[1:]
+    if taught and names != taught:
+        yield f"configs/metadata.json: channel_def has classes {names}, the weights were trained for {taught}; {OWN}"
+
+
+def _is_computed(value: Any) -> bool:
+    return isinstance(value, dict) or str(value).startswith(("$", "@"))
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """What a file holds; nothing where it is missing or damaged, which is another fault."""
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def check_network(folder: Path) -> None:

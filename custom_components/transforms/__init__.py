@@ -9,7 +9,7 @@ from .checks import CheckLabeld, CheckScan, CheckScand
 from .components import LargestComponentd
 from .crops import ClassIndicesd, RandCropByClassIndicesd
 from .inpaint import RandInPaint, RandInPaintd
-from .mirror import RandMirrord, mirrored_classes_order
+from .mirror import RandMirrord, mirrored_classes_order, mirrored_pairs
 from .restore import LogitsToLabel, LogitsToLabeld
 from .shuffle import RandLocalShuffle, RandLocalShuffled
 from .spacing import ResampleSpacingd
@@ -45,4 +45,5 @@ __all__ = [
     "ViewPair",
     "crop_ratios",
     "mirrored_classes_order",
+    "mirrored_pairs",
 ]

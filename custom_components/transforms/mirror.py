@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
@@ -10,6 +11,32 @@ from monai.config import KeysCollection
 from monai.transforms import Flip, MapTransform, RandomizableTransform
 
 from custom_components.errors import InputError
+
+# left and right in the name of an organ: LeftKidney, kidney_left, Kidney-R, l_kidney
+SIDE = re.compile(r"left|right|(?<![^\W_])[lr](?![^\W_])", re.IGNORECASE)
+OTHER_SIDE = {"left": "right", "right": "left", "l": "r", "r": "l"}
+
+
+def mirrored_pairs(class_names: Sequence[str]) -> list[list[str]]:
+    """The pairs of classes whose names say that they are left and right of one organ, in the order of the classes.
+
+    Args:
+        class_names: such as RightKidney and LeftKidney, kidney_left and kidney_right, Kidney_R and Kidney_L. Chambers
+            of the heart have such names too, and are not each other's mirror image.
+    """
+    order = {name: index for index, name in enumerate(class_names)}
+    partners = {name: _other_side(name) for name in class_names}
+    return [[name, other] for name, other in partners.items() if order[name] < order.get(other, -1)]
+
+
+def _other_side(name: str) -> str:
+    """The name with left and right exchanged, in capitals or not as it was."""
+
+    def exchanged(match: re.Match[str]) -> str:
+        other = OTHER_SIDE[match[0].lower()]
+        return other.upper() if match[0].isupper() else other.capitalize() if match[0][0].isupper() else other
+
+    return SIDE.sub(exchanged, name)
 
 
 def mirrored_classes_order(class_names: Sequence[str], mirrored_classes: Sequence[Sequence[str]]) -> list[int]:
@@ -20,7 +47,8 @@ def mirrored_classes_order(class_names: Sequence[str], mirrored_classes: Sequenc
         mirrored_classes: pairs of class names that are each other's mirror image; other classes stay what they are.
 
     Raises:
-        InputError: a pair that is not two different class names, or a class in two pairs.
+        InputError: a pair that is not two different class names, or a class in two pairs; or one that is named left or
+            right and is in no pair, as if the organs of both sides were that class.
     """
     named = [name for pair in mirrored_classes for name in pair]
     paired = all(len(pair) == 2 for pair in mirrored_classes) and len(set(named)) == len(named)
@@ -33,6 +61,12 @@ def mirrored_classes_order(class_names: Sequence[str], mirrored_classes: Sequenc
     for first, second in mirrored_classes:
         a, b = class_names.index(first), class_names.index(second)
         order[a], order[b] = b, a
+    alone = [name for name in class_names if name not in named and _other_side(name) != name]
+    if alone:
+        raise InputError(
+            f"mirrored_classes: {alone[0]} is in no pair, so that mirrored scans would make the other side {alone[0]} "
+            "too; name its mirror image, or mirror nothing: --mirror_probability 0 in training"
+        )
     return order
 
 
@@ -67,7 +101,7 @@ class RandMirrord(RandomizableTransform, MapTransform):
     ) -> None:
         MapTransform.__init__(self, keys, allow_missing_keys)
         RandomizableTransform.__init__(self, prob)
-        order = mirrored_classes_order(class_names, mirrored_classes if prob > 0 else ())
+        order = mirrored_classes_order(class_names, mirrored_classes) if prob > 0 else list(range(len(class_names)))
         self.order = torch.tensor(order, dtype=torch.long)
         self.mirrored_value = torch.cat([self.order.new_zeros(1), self.order + 1])  # what label value k becomes
         self.label_key, self.annotated_key = label_key, annotated_key

@@ -13,7 +13,6 @@ from custom_components.data import PHANTOM_CLASSES
 from .conftest import CLASSES, SHORT, SMALL
 
 pytestmark = pytest.mark.slow
-SIDES = {"mirrored_classes": [["RightKidney", "LeftKidney"]]}
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +46,7 @@ def ct_backbone(run_bundle, ct_phantoms, tmp_path_factory):
 @pytest.fixture(scope="module")
 def ct_segmenter(run_bundle, partly_annotated, ct_backbone, tmp_path_factory):
     output = tmp_path_factory.mktemp("ct_segmenter")
-    settings = {**SMALL, **SHORT, **CLASSES, **SIDES, "pretrained": ct_backbone / "model.pt", "head_epochs": 1}
+    settings = {**SMALL, **SHORT, **CLASSES, "pretrained": ct_backbone / "model.pt", "head_epochs": 1}
     run_bundle("head_neck_ct_segmentation", "train", dataset_dir=partly_annotated, output_dir=output, **settings)
     return output
 
@@ -76,7 +75,7 @@ def test_retrieval_and_features_of_a_ct_backbone(run_bundle, ct_phantoms, ct_bac
 def test_a_class_that_is_not_annotated_is_not_trained_as_background(run_bundle, partly_annotated, tmp_path):
     """The bias of an undrawn class keeps its first value, for it has no gradient; all others move."""
     # the last network, at a rate that four steps show in half precision
-    settings = {**SMALL, **SHORT, **CLASSES, **SIDES, "pretrained": "none", "learning_rate": 0.1}
+    settings = {**SMALL, **SHORT, **CLASSES, "pretrained": "none", "learning_rate": 0.1}
     settings["model_selection"] = "last"
     first = {**settings, "learning_rate": 0.0, "backbone_learning_rate": 0.0, "output_dir": tmp_path / "first"}
     run_bundle("head_neck_ct_segmentation", "train", dataset_dir=partly_annotated, **first)
@@ -106,7 +105,7 @@ def test_a_class_that_is_not_annotated_is_not_scored(run_bundle, partly_annotate
 
 @pytest.mark.parametrize("override", ["linear_probe", "nonlinear_probe", "from_scratch"])
 def test_every_override_trains(run_bundle, partly_annotated, ct_backbone, tmp_path, override):
-    settings = {**SMALL, **SHORT, **CLASSES, **SIDES, "num_labelled": 2, "dataset_dir": partly_annotated}
+    settings = {**SMALL, **SHORT, **CLASSES, "num_labelled": 2, "dataset_dir": partly_annotated}
     if override != "from_scratch":
         settings["pretrained"] = ct_backbone / "model.pt"
     run_bundle("head_neck_ct_segmentation", "train", override, output_dir=tmp_path, **settings)

@@ -34,7 +34,7 @@ def settings_of_classes(name):
     """The classes of the phantoms, where they are not those that the bundle is for."""
     if not name.endswith("segmentation") or name in PUBLIC_LAYOUTS:
         return {}
-    return {**CLASSES, "mirrored_classes": []}
+    return CLASSES
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -51,7 +51,6 @@ def test_scans_are_also_run_mirrored_where_that_is_asked_for(file):
     parser = config("head_neck_ct_segmentation", file)
     kidneys = {
         "class_names": ["LeftKidney", "Liver", "RightKidney"],
-        "mirrored_classes": [["RightKidney", "LeftKidney"]],
     }
     for changes, expected in (({}, None), ({"mirrored": True}, [0, 1, 3, 2, 4, 5, 6]), (kidneys, [2, 1, 0])):
         parser.update(changes)
@@ -198,15 +197,14 @@ def test_verify_net_in_out_agrees_with_the_metadata(name):
 def test_monai_finds_the_properties_it_looks_for(name, kind, phantoms, tmp_path):
     if name not in RELEASED:
         pytest.skip("no weights are released in this bundle yet")
-    classes = settings_of_classes(name) if kind == "train" else {}
+    small = {**settings_of_classes(name), "spacing": [8.0, 8.0, 8.0]} if kind == "train" else {}
     workflow = monai.bundle.create_workflow(
         config_file=str(BUNDLES / name / "configs" / ("train.json" if kind == "train" else "inference.json")),
         workflow_type=kind,
         bundle_root=str(BUNDLES / name),
         dataset_dir=str(phantoms),
         output_dir=str(tmp_path),
-        spacing=[8.0, 8.0, 8.0],
-        **classes,
+        **small,
     )
     assert workflow.check_properties() == []
     assert workflow.network_def is not None and workflow.version

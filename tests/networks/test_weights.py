@@ -181,3 +181,30 @@ def test_weights_without_an_optimiser_and_none_at_all_start_with_a_new_one(tmp_p
     assert not optimizer.state
     before = again.state_dict()["restoration.weight"].clone()
     assert torch.equal(continue_pretraining(again, "none", optimizer).state_dict()["restoration.weight"], before)
+
+
+def test_a_network_is_refused_where_images_would_be_prepared_otherwise_than_it_was_taught(tmp_path):
+    network = SegmentationNetwork(2, base_channels=4, num_scales=3)
+    record = {"spacing_mm": [1.5, 1.5, 1.5], "classes": ["Liver", "Spleen"], "intensity_range": [-175, 250]}
+    path = save_weights(network, tmp_path / "model.pt", record)
+    given = {"spacing": (1.5, 1.5, 1.5), "class_names": ["Liver", "Spleen"], "intensity_range": [-175.0, 250.0]}
+    load_weights(network, path, settings=given)
+    load_weights(network, path, settings={**given, "air": 0})  # nothing is said of it
+    sentences = {
+        "spacing": ([1, 1, 1], r'with spacing \[1.5, 1.5, 1.5\], but here .*give --spacing "\[1.5, 1.5, 1.5\]"'),
+        "class_names": (["Spleen", "Liver"], r"--class_names \"\['Liver', 'Spleen'\]\""),
+        "intensity_range": ([-1350, 1000], "give --intensity_range"),
+    }
+    for name, (value, sentence) in sentences.items():
+        with pytest.raises(WeightsError, match=sentence):
+            load_weights(network, path, settings={**given, name: value})
+    path.with_suffix(".json").unlink()
+    load_weights(network, path, settings={"spacing": [1, 1, 1]})
+
+
+def test_a_backbone_that_was_pretrained_on_other_images_is_used_with_a_warning(tmp_path, caplog):
+    path = save_weights(FPN3d(1, 4, 3), tmp_path / "model.pt", {"intensity_range": [-1350, 1000]})
+    load_pretrained_backbone(FPN3d(1, 4, 3), path, {"intensity_range": [-1350, 1000]})
+    assert "pre-trained with" not in caplog.text
+    load_pretrained_backbone(FPN3d(1, 4, 3), path, {"intensity_range": [-175, 250]})
+    assert "pre-trained with intensity_range [-1350, 1000], here it is [-175, 250]" in caplog.text

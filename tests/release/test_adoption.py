@@ -8,7 +8,7 @@ from custom_components.errors import InputError
 from custom_components.networks import SegmentationNetwork, save_weights
 from custom_components.release import adopt_weights, check_bundle, model_card
 
-from .conftest import SEGMENTER, SSL, TINY
+from .conftest import BUNDLES, SEGMENTER, SSL, TINY
 
 SCORES = (
     "case,class,dice,hd95_mm\na,Anterior,0.8000,2.0\na,Posterior,0.6000,inf\nb,Anterior,0.9000,4.0\nb,Posterior,,\n"
@@ -67,6 +67,31 @@ def test_retrieval_is_the_mean_of_every_column(bundles, trained):
     assert figures == {"retrieved_within_1": 0.6, "median_mm": 3.0}
     text = (bundles / SSL / "docs" / "README.md").read_text()
     assert "1 held-out scans, 2 pairs" in text and "| median mm | 3.0 |" in text
+
+
+def test_places_of_one_machine_are_not_published(bundles, trained):
+    record = json.loads((trained / "model.json").read_text())
+    command = "python -m x run --config_file \"['bundles/a.json','/home/jo/my.json']\" --dataset_dir /data/jo/Scans"
+    changes = {"data": ["/data/jo/Scans", "data/More"], "pretrained": str(BUNDLES / "x.pt"), "command": command}
+    (trained / "model.json").write_text(json.dumps({**record, **changes}))
+    adopt_weights(bundles / SEGMENTER, trained / "model.pt", trained / "metrics.csv", "mit")
+    adopted = json.loads((bundles / SEGMENTER / "models" / "model.json").read_text())
+    assert adopted["data"] == ["Scans", "data/More"] and adopted["pretrained"] == "bundles/x.pt"
+    assert adopted["command"].endswith("\"['bundles/a.json','my.json']\" --dataset_dir Scans")
+    check_bundle(bundles / SEGMENTER)
+    assert not any(b"/jo/" in path.read_bytes() for path in bundles.rglob("*") if path.is_file())
+    assert json.loads((trained / "model.json").read_text())["command"] == command
+
+
+@pytest.mark.parametrize(("name", "value"), [("classes", ["Posterior", "Anterior"]), ("spacing_mm", [2, 2, 2])])
+def test_a_bundle_for_another_network_does_not_adopt_it(name, value, bundles, trained):
+    bundle = bundles / SEGMENTER
+    before = {path: path.read_bytes() for path in bundle.rglob("*") if path.is_file()}
+    record = json.loads((trained / "model.json").read_text())
+    (trained / "model.json").write_text(json.dumps({**record, name: value}))
+    with pytest.raises(InputError, match="evaluate.json: has .*give such weights a bundle of their own"):
+        adopt_weights(bundle, trained / "model.pt", trained / "metrics.csv", "mit")
+    assert {path: path.read_bytes() for path in bundle.rglob("*") if path.is_file()} == before
 
 
 @pytest.mark.parametrize("fault", ["no record", "damaged weights", "no scores", "other table", "other classes"])

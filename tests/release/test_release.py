@@ -130,19 +130,27 @@ FAULTS = {
     ),
     "a path of somebody's machine": (
         lambda b: edit(b / "models" / "model.json", lambda content: content.update(data="/somewhere/scans")),
-        "data is a path of one machine",
+        "data names a path of one machine",
     ),
     "a path of somebody's machine among others": (
         lambda b: edit(b / "models" / "model.json", lambda content: content.update(data=["A", "/somewhere/scans"])),
-        "data is a path of one machine, /somewhere/scans",
+        "data names a path of one machine, /somewhere/scans;",
     ),
     "a start that only one machine has": (
         lambda b: edit(b / "models" / "model.json", lambda content: content.update(pretrained="/somewhere/model.pt")),
-        "pretrained is a path of one machine",
+        "pretrained names a path of one machine",
+    ),
+    "a command of one machine": (
+        lambda b: edit(b / "models" / "model.json", lambda c: c.update(command="run --x ['a/b.json','/my/c.json']")),
+        "command names a path of one machine, /my/c.json;",
+    ),
+    "weights taught on other voxels": (
+        lambda b: edit(b / "models" / "model.json", lambda content: content.update(spacing_mm=[2, 2, 2])),
+        r"configs/evaluate.json: has spacing \[1.0, 1.0, 1.0\], but the weights were trained with \[2, 2, 2\]",
     ),
     "too large": (
-        lambda b: (b / "models" / "pretraining.pt").write_bytes(bytes(26_000_000)),
-        "has 26.0 MB; at most 25 MB",
+        lambda b: (b / "models" / "pretraining.pt").write_bytes(bytes(101_000_000)),
+        "has 101.0 MB; at most 100 MB",
     ),
 }
 

@@ -3,7 +3,8 @@ import pytest
 import torch
 from monai.data import MetaTensor
 
-from custom_components.transforms import RandMirrord
+from custom_components.errors import InputError
+from custom_components.transforms import RandMirrord, mirrored_classes_order, mirrored_pairs
 
 NAMES = ["Brainstem", "RightParotid", "LeftParotid"]
 SIDES = [["RightParotid", "LeftParotid"]]
@@ -50,7 +51,7 @@ def test_twice_is_not_at_all_and_the_input_stays_as_it_is():
 
 
 def test_classes_without_a_side_are_only_mirrored():
-    mirrored = RandMirrord(["image", "label"], NAMES, prob=1.0)(item())
+    mirrored = RandMirrord(["image", "label"], ["Brainstem", "Larynx", "Mandible"], prob=1.0)(item())
     assert np.array_equal(np.asarray(mirrored["label"]), np.asarray(item()["label"])[:, ::-1])
 
 
@@ -71,3 +72,22 @@ def test_pairs_that_are_no_pairs_of_classes_are_refused(pairs):
 def test_pairs_of_other_classes_do_not_matter_where_nothing_is_mirrored():
     mirror = RandMirrord(["image", "label"], ["Liver", "Spleen"], SIDES, prob=0.0)
     assert torch.equal(torch.as_tensor(mirror(item())["label"]), torch.as_tensor(item()["label"]))
+
+
+def test_the_names_of_classes_tell_which_are_left_and_right_of_one_organ():
+    assert mirrored_pairs(NAMES) == SIDES
+    names = ["kidney_left", "L_eye", "Liver", "kidney_right", "R_eye", "lung l", "lung r", "Skull", "LEFT HIP"]
+    assert mirrored_pairs(names) == [["kidney_left", "kidney_right"], ["L_eye", "R_eye"], ["lung l", "lung r"]]
+    assert mirrored_pairs(["Left-Hippocampus", "Right-Hippocampus", "RIGHT HIP", "LEFT HIP"]) == [
+        ["Left-Hippocampus", "Right-Hippocampus"],
+        ["RIGHT HIP", "LEFT HIP"],
+    ]
+
+
+@pytest.mark.parametrize(("names", "pairs"), [(NAMES, []), (["Liver", "kidney_l"], []), (NAMES[:2], [])])
+def test_a_class_of_one_side_without_its_mirror_image_is_not_mirrored(names, pairs):
+    with pytest.raises(InputError, match="is in no pair.*--mirror_probability 0"):
+        mirrored_classes_order(names, pairs)
+    with pytest.raises(InputError, match="is in no pair"):
+        RandMirrord(["image", "label"], names, pairs)
+    RandMirrord(["image", "label"], names, pairs, prob=0)
