@@ -21,6 +21,8 @@ AFFINE_TOLERANCE_MM = 1e-3
 LABELS_FORM = '"labels": {"0": "background", "1": "Liver", ...}'
 TRAINING_FORM = '"training": [{"image": "./imagesTr/a.nii.gz", "label": "./labelsTr/a.nii.gz"}, ...]'
 
+CONVERT = "dcm2niix -z y -f %i_%s -o OUTPUT/imagesTr INPUT"
+
 Folders = str | os.PathLike | Sequence[str | os.PathLike]
 
 
@@ -243,6 +245,12 @@ def _listed_scans(folder: Path, labelled: bool) -> list[Any]:
         return entries
     images = _nifti_files(folder / "imagesTr") or _nifti_files(folder)
     if not images:
+        others = _scans_inside(folder) or _scans_inside(folder / "imagesTr")
+        if others:
+            raise DataError(
+                f"{folder}: NIfTI scans were expected but {others[0]} is none, and other formats are read by inference "
+                f"alone; convert them into one folder, DICOM for instance with: {CONVERT}"
+            )
         raise DataError(
             f"{folder}: no scan found; looked for dataset.json, imagesTr/*.nii.gz, imagesTr/*.nii, *.nii.gz and *.nii"
         )

@@ -160,6 +160,16 @@ def test_an_empty_folder_says_what_was_looked_for(tmp_path):
         assert text in line
 
 
+@pytest.mark.parametrize("where", ["a.nrrd", "imagesTr/a.mha", "patient/series/1.dcm"])
+def test_a_training_on_scans_of_another_format_says_how_to_convert_them(where, tmp_path):
+    file = tmp_path / where
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_bytes(bytes(128) + b"DICM" + bytes(100))
+    (line,) = faults_of(tmp_path, labelled=False)
+    named = file.parent if file.suffix == ".dcm" else file
+    assert f"NIfTI scans were expected but {named} is none" in line and "dcm2niix" in line
+
+
 def test_an_empty_training_list_is_a_fault(folder):
     write_json(folder, [])
     assert "no scan found" in faults_of(folder)[0]
