@@ -30,7 +30,7 @@ MAX_WEIGHTS = 100_000_000  # bytes; what code hosts take as one file, and the pa
 # of evaluate.json and inference.json: what must be as it was in training
 TAUGHT = ("spacing", "intensity_range", "intensity_percentiles", "base_channels", "num_scales", "head", "class_names")
 WORKFLOWS = ("train", "evaluate", "inference")
-OWN = "give such weights a bundle of their own, with their settings (docs/DELIVERY.md)"
+OWN = "give such weights a bundle of their own: python -m scripts.new_bundle"
 REQUIRED = (
     "LICENSE",
     "docs/README.md",
@@ -85,6 +85,14 @@ def bundle_files(folder: Path) -> list[str]:
     return sorted(f.as_posix() for f in files if not any(part.startswith((".", "__pycache__")) for part in f.parts))
 
 
+def name_fault(name: str) -> str:
+    """Why a bundle cannot have this name, in a sentence; empty where it can."""
+    # MONAI takes what follows _v for the version
+    if re.fullmatch(r"[a-z][a-z0-9_]*", name) is None or "_v" in name:
+        return f"{name}: a bundle's name has small letters, digits and underscores, and no '_v'; rename it"
+    return ""
+
+
 def check_bundle(folder: Path) -> dict[str, Any]:
     """Check name, files, metadata and weights of a bundle; returns its metadata.
 
@@ -95,9 +103,8 @@ def check_bundle(folder: Path) -> dict[str, Any]:
     if not folder.is_dir():
         raise InputError(f"{folder}: there is no bundle of that name")
     faults = []
-    # MONAI takes what follows _v for the version
-    if re.fullmatch(r"[a-z][a-z0-9_]*", name) is None or "_v" in name:
-        faults.append(f"{name}: a bundle's name has small letters, digits and underscores, and no '_v'; rename it")
+    if fault := name_fault(name):
+        faults.append(fault)
     files = bundle_files(folder)
     faults += [f"{name}/{file}: is missing; every bundle has it" for file in REQUIRED if file not in files]
     faults += [

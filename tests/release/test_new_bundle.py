@@ -1,0 +1,82 @@
+"""A bundle of one's own, from each of the package's."""
+
+import json
+
+import pytest
+
+from custom_components.errors import InputError
+from custom_components.networks import SegmentationNetwork, save_weights
+from custom_components.release import adopt_weights, check_bundle, check_network, new_bundle, release_bundles
+
+from .conftest import BUNDLES, SEGMENTER, SSL, TINY
+
+NAMES = sorted(path.name for path in BUNDLES.iterdir() if (path / "configs").is_dir())
+SCORES = "case,class,dice,hd95_mm\na,Liver,0.8,2.0\na,Spleen,0.6,3.0\na,Kidney,0.5,4.0\n"
+CLASSES = ["Liver", "Spleen", "Kidney"]
+
+
+def configs_of(bundle):
+    return {path.name: json.loads(path.read_text()) for path in (bundle / "configs").glob("*.json")}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_bundle_can_be_copied_with_other_settings(name, tmp_path):
+    settings = {"spacing": [2.0, 2.0, 3.0], "crop_size": [16, 16, 16], "base_channels": 8, "num_scales": 3}
+    settings |= {"class_names": CLASSES} if name.endswith("segmentation") else {}
+    new_bundle(BUNDLES / name, tmp_path / "mine", settings)
+    before, after = configs_of(BUNDLES / name), configs_of(tmp_path / "mine")
+    metadata = after.pop("metadata.json")
+    assert after.keys() == before.keys() - {"metadata.json"}
+    for file, config in after.items():
+        expected = dict(before[file])
+        if file in ("train.json", "evaluate.json", "inference.json"):
+            expected |= {key: value for key, value in settings.items() if key in expected}
+            expected |= {"one_piece": []} if "one_piece" in expected else {}
+        assert config == expected, file
+    channels = len(CLASSES) if "class_names" in settings else 32 * 3
+    assert metadata["network_data_format"]["outputs"]["pred"]["num_channels"] == channels
+    check_network(tmp_path / "mine")
+    assert not (tmp_path / "mine" / "models").exists()
+
+
+def test_a_copy_adopts_weights_and_is_released_once_its_metadata_is_filled_in(bundles, tmp_path):
+    mine = bundles / "my_segmentation"
+    empty = new_bundle(bundles / SEGMENTER, mine, {"class_names": CLASSES}, backbone=SSL)
+    record = {"data": "data/Scans", "scans": 7, "classes": CLASSES, "command": "python -m x", **TINY}
+    save_weights(SegmentationNetwork(num_classes=3, **TINY), tmp_path / "out" / "model.pt", record)
+    (tmp_path / "out" / "metrics.csv").write_text(SCORES)
+    with pytest.raises(InputError, match="class_names.*a bundle of their own"):
+        adopt_weights(bundles / SEGMENTER, tmp_path / "out" / "model.pt", tmp_path / "out" / "metrics.csv", "mit")
+    adopt_weights(mine, tmp_path / "out" / "model.pt", tmp_path / "out" / "metrics.csv", "mit")
+    with pytest.raises(InputError, match="description is empty; fill it in") as caught:
+        check_bundle(mine)
+    assert len(str(caught.value).splitlines()) == len(empty)
+    metadata = json.loads((mine / "configs" / "metadata.json").read_text())
+    assert metadata["label_classes"] == "0 = background, 1 = Liver, 2 = Spleen, 3 = Kidney"
+    (mine / "configs" / "metadata.json").write_text(json.dumps(metadata | dict.fromkeys(empty, "said")))
+    (archive,) = release_bundles(bundles, tmp_path / "dist", ["my_segmentation"])
+    assert archive.name == "my_segmentation_v0.1.0.zip"
+
+
+def test_a_copy_can_start_from_another_backbone(tmp_path):
+    new_bundle(BUNDLES / SEGMENTER, tmp_path / "mine", {}, backbone="my_ssl")
+    text = (tmp_path / "mine" / "configs" / "train.json").read_text()
+    assert "/../my_ssl/models/model.pt" in text and SSL not in text
+
+
+@pytest.mark.parametrize(
+    ("source", "name", "settings", "backbone", "sentence"),
+    [
+        ("nothing", "mine", {}, None, "is no bundle to copy"),
+        (SEGMENTER, "Mine", {}, None, "small letters"),
+        (SEGMENTER, SSL, {}, None, "exists; give the new bundle another name"),
+        (SEGMENTER, "mine", {"spacings": [1, 1, 1]}, None, "spacings: is no setting of hippocampus"),
+        (SEGMENTER, "mine", {"optimizer": 1}, None, "optimizer: is more than a value"),
+        (SSL, "mine", {}, "other", "starts from no other bundle"),
+    ],
+)
+def test_what_cannot_be_copied_is_told_and_nothing_is_written(source, name, settings, backbone, sentence, bundles):
+    before = sorted(bundles.rglob("*"))
+    with pytest.raises(InputError, match=sentence):
+        new_bundle(bundles / source, bundles / name, settings, backbone)
+    assert sorted(bundles.rglob("*")) == before
