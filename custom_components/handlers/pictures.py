@@ -18,14 +18,15 @@ class ViewPictures:
 
     Args:
         writer: a TensorBoard `SummaryWriter`.
-        interval: epochs between two pictures.
+        interval: epochs between two pictures; 0: none.
     """
 
     def __init__(self, writer: Any, interval: int = 1) -> None:
         self.writer, self.interval = writer, interval
 
     def attach(self, engine: Any) -> None:
-        engine.add_event_handler(Events.EPOCH_COMPLETED(every=self.interval), self)
+        if self.interval:
+            engine.add_event_handler(Events.EPOCH_COMPLETED(every=self.interval), self)
 
     def __call__(self, engine: Any) -> None:
         output = engine.state.output

@@ -55,9 +55,12 @@ def test_continuing_from_a_checkpoint_starts_with_its_network_and_optimiser(
         output_dir=tmp_path,
         pretrained=pretrained / "pretraining.pt",
         learning_rate=0.0,
-        **SMALL,
-        **SHORT,
+        **{**SMALL, **SHORT, "val_interval": 0},
     )
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    assert "loss" in events.Tags()["scalars"] and "val_retrieval" not in events.Tags()["scalars"]
+    assert events.Tags()["images"] == []
     before, after = (torch.load(folder / "model.pt", weights_only=True) for folder in (pretrained, tmp_path))
     assert all(torch.equal(after[key], before[key]) for key in before if key.endswith("weight"))
     last = torch.load(tmp_path / "checkpoints" / "last.pt", weights_only=True)
