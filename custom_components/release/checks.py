@@ -30,6 +30,7 @@ MAX_WEIGHTS = 100_000_000  # bytes; what code hosts take as one file, and the pa
 # of evaluate.json and inference.json: what must be as it was in training
 TAUGHT = ("spacing", "intensity_range", "intensity_percentiles", "base_channels", "num_scales", "head", "class_names")
 WORKFLOWS = ("train", "evaluate", "inference")
+UNSAID = "WHAT IT IS, IN A SENTENCE."  # in the README of a new bundle
 OWN = "give such weights a bundle of their own: python -m scripts.new_bundle"
 REQUIRED = (
     "LICENSE",
@@ -175,6 +176,8 @@ def _weight_faults(folder: Path, metadata: dict[str, Any], record: dict[str, Any
             yield f"{file}: says {says} where the SHA-256 of models/model.pt is {found}; correct it"
     if readme.is_file() and found not in readme.read_text():
         yield f"docs/README.md: does not name {found}, the SHA-256 of models/model.pt; correct it"
+    if readme.is_file() and UNSAID in readme.read_text():
+        yield f"docs/README.md: still has {UNSAID!r}; write that sentence"
     for key in ("data", "pretrained", "command"):
         for path in absolute_paths(str(record.get(key) or "")):
             yield (

@@ -11,14 +11,14 @@ from typing import Any
 
 from custom_components.errors import InputError
 
-from .checks import WORKFLOWS, name_fault
+from .checks import UNSAID, WORKFLOWS, name_fault
 from .packing import SIBLING
 
 # what is said of the bundle that is copied and not of the new one; a release asks for each
 OWN_WORDS = ("name", "task", "description", "authors", "copyright", "data_source", "intended_use")
 README = """# {name}
 
-WHAT IT IS, IN A SENTENCE.
+{unsaid}
 
 Made from `{source}`, whose page says how to run it and what its settings mean. {differing}
 
@@ -78,7 +78,7 @@ def new_bundle(source: Path, target: Path, settings: Mapping[str, Any], backbone
         (target / "configs" / name).write_text(text)
     shutil.copyfile(source / "LICENSE", target / "LICENSE")
     stated = f"Its own settings: {differing}." if differing else "Its settings are the same."
-    text = README.format(name=target.name, source=source.name, differing=stated)
+    text = README.format(name=target.name, unsaid=UNSAID, source=source.name, differing=stated)
     (target / "docs" / "README.md").write_text(text)
     return list(OWN_WORDS)
 

@@ -50,7 +50,10 @@ def test_a_copy_adopts_weights_and_is_released_once_its_metadata_is_filled_in(bu
     adopt_weights(mine, tmp_path / "out" / "model.pt", tmp_path / "out" / "metrics.csv", "mit")
     with pytest.raises(InputError, match="description is empty; fill it in") as caught:
         check_bundle(mine)
-    assert len(str(caught.value).splitlines()) == len(empty)
+    assert len(str(caught.value).splitlines()) == len(empty) + 1  # and the sentence of the README
+    assert "still has 'WHAT IT IS, IN A SENTENCE.'" in str(caught.value)
+    readme = mine / "docs" / "README.md"
+    readme.write_text(readme.read_text().replace("WHAT IT IS, IN A SENTENCE.", "Liver, spleen and kidneys."))
     metadata = json.loads((mine / "configs" / "metadata.json").read_text())
     assert metadata["label_classes"] == "0 = background, 1 = Liver, 2 = Spleen, 3 = Kidney"
     (mine / "configs" / "metadata.json").write_text(json.dumps(metadata | dict.fromkeys(empty, "said")))
