@@ -43,10 +43,10 @@ def read_datalist(
         labelled: whether every scan must have a label. If false, labels are neither read nor checked.
 
     Returns:
-        Items, folder by folder: `image` (path), `case` (file name without .nii or .nii.gz), `folder` (as given), `scan`
-        (index in the list) and, where labelled, `label` (path) and `annotated_labels` (label values drawn in that scan;
-        all where `dataset.json` does not say). `case` is the identity of the patient: scans with the same name in two
-        folders, such as CT and MRI, are one patient, and land on the same side of every split.
+        Items, folder by folder: `image` (path), `case` (file name without .nii or .nii.gz), `patient` (the entry's in
+        `dataset.json`, else the case), `folder` (as given), `scan` (index in the list) and, where labelled, `label`
+        (path) and `annotated_labels` (label values drawn in that scan; all where `dataset.json` does not say). Scans
+        of one patient, such as CT and MRI under the same name in two folders, land on the same side of every split.
 
     Raises:
         DataError: one line for each fault: a folder without scans, a bad `dataset.json`, other classes than
@@ -314,7 +314,9 @@ def _item(folder: Path, entry: Any, num_classes: int, labelled: bool, faults: li
         faults.append(f"{folder / 'dataset.json'}: the entry {entry!r} names no image file; write {TRAINING_FORM}")
         return None
     image = os.path.normpath(folder / image)
-    item: dict[str, Any] = {"image": image, "case": case_name(image), "folder": str(folder)}
+    case = case_name(image)
+    patient = entry.get("patient", case) if isinstance(entry, Mapping) else case
+    item: dict[str, Any] = {"image": image, "case": case, "patient": str(patient), "folder": str(folder)}
     if not labelled:
         return item
     label = entry.get("label") if isinstance(entry, Mapping) else None

@@ -22,21 +22,21 @@ def split_datalist(
 ) -> list[dict[str, Any]]:
     """The items of one part of a split, in the order of `datalist`.
 
-    The distinct cases of each folder are ranked by a hash of seed and case name: the first fifth is the test part, the
-    next tenth the validation part, the rest the training part. A patient (`case`) stays whole: where it is a test case
-    in one folder it is one in all, and likewise for validation. So the test part of one folder alone has no patient in
+    The distinct patients of each folder (`patient`, else `case`) are ranked by a hash of seed and name: the first fifth
+    is the test part, the next tenth the validation part, the rest the training part. A patient stays whole: where it is
+    a test patient in one folder it is one in all, and likewise for validation. So the test part of one folder alone has no patient in
     common with the training or pre-training part of that folder together with any others. A scan that is added moves
     few others.
 
     Args:
-        datalist: items with `case` and, where they come from several folders, `folder`.
+        datalist: items with `case`, `patient` where several cases are of one, and `folder` where there are several.
         part: "train", "validation", "test", "pretrain" (train and validation), or "all".
         split_seed: another seed, another split.
-        test_fraction: held out of the n cases of each folder: `round(n * test_fraction)`; at least 1 of 3 or more
-            cases, none of fewer. 0 holds out nothing.
+        test_fraction: held out of the n patients of each folder: `round(n * test_fraction)`; at least 1 of 3 or more
+            patients, none of fewer. 0 holds out nothing.
         validation_fraction: likewise, of the same n.
-        num_folds: cross-validation: instead of `test_fraction`, every `num_folds`-th case of the ranking is held out,
-            so that each case is a test case in exactly one fold. None does not cross-validate.
+        num_folds: cross-validation: instead of `test_fraction`, every `num_folds`-th patient of the ranking is held out,
+            so that each is a test patient in exactly one fold. None does not cross-validate.
         fold: which of the folds is held out, from 0.
 
     Raises:
@@ -56,24 +56,24 @@ def split_datalist(
         )
     test: set[str] = set()
     validation: set[str] = set()
-    for cases in _cases_by_folder(datalist).values():
-        ranked = sorted(cases, key=lambda case: (_digest(f"{split_seed}:{case}"), case))
+    for patients in _patients_by_folder(datalist).values():
+        ranked = sorted(patients, key=lambda patient: (_digest(f"{split_seed}:{patient}"), patient))
         if num_folds is None:
             held_out = ranked[: _held_out(len(ranked), test_fraction)]
         else:
             held_out = ranked[fold::num_folds]
-        rest = [case for case in ranked if case not in held_out]
+        rest = [patient for patient in ranked if patient not in held_out]
         test.update(held_out)
         validation.update(rest[: _held_out(len(ranked), validation_fraction)])
     validation -= test
     wanted = {
-        "test": lambda case: case in test,
-        "validation": lambda case: case in validation,
-        "train": lambda case: case not in test and case not in validation,
-        "pretrain": lambda case: case not in test,
-        "all": lambda case: True,
+        "test": lambda patient: patient in test,
+        "validation": lambda patient: patient in validation,
+        "train": lambda patient: patient not in test and patient not in validation,
+        "pretrain": lambda patient: patient not in test,
+        "all": lambda patient: True,
     }[part]
-    items = [dict(item) for item in datalist if wanted(item["case"])]
+    items = [dict(item) for item in datalist if wanted(_patient_of(item))]
     if not items and part in ("train", "pretrain"):
         raise DataError(
             f"No training scan left: {len(datalist)} scans, all held out; add scans or lower the fractions."
@@ -136,8 +136,12 @@ def _held_out(count: int, fraction: float) -> int:
     return max(round(count * fraction), 1) if count >= 3 and fraction > 0 else 0
 
 
-def _cases_by_folder(datalist: Sequence[Mapping[str, Any]]) -> dict[str, set[str]]:
+def _patient_of(item: Mapping[str, Any]) -> str:
+    return str(item.get("patient", item["case"]))
+
+
+def _patients_by_folder(datalist: Sequence[Mapping[str, Any]]) -> dict[str, set[str]]:
     folders: dict[str, set[str]] = {}
     for item in datalist:
-        folders.setdefault(str(item.get("folder", "")), set()).add(item["case"])
+        folders.setdefault(str(item.get("folder", "")), set()).add(_patient_of(item))
     return folders

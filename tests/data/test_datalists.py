@@ -60,6 +60,7 @@ def test_a_decathlon_folder_gives_one_item_a_scan(folder):
         "image": str(folder / "imagesTr" / "b.nii.gz"),
         "label": str(folder / "labelsTr" / "b.nii.gz"),
         "case": "b",
+        "patient": "b",
         "folder": str(folder),
         "annotated_labels": [1, 2],
         "scan": 1,
@@ -168,6 +169,12 @@ def test_a_training_on_scans_of_another_format_says_how_to_convert_them(where, t
     (line,) = faults_of(tmp_path, labelled=False)
     named = file.parent if file.suffix == ".dcm" else file
     assert f"NIfTI scans were expected but {named} is none" in line and "dcm2niix" in line
+
+
+def test_the_patient_of_a_scan_is_the_one_named_in_its_entry_or_else_its_case(folder):
+    training = [{"image": "./imagesTr/a.nii.gz", "patient": 7}, {"image": "./imagesTr/b.nii.gz"}, "imagesTr/c.nii.gz"]
+    write_json(folder, [], training=training)
+    assert [item["patient"] for item in read_datalist(folder, labelled=False)] == ["7", "b", "c"]
 
 
 def test_an_empty_training_list_is_a_fault(folder):

@@ -34,6 +34,13 @@ def test_the_parts_are_disjoint_and_complete_and_keep_the_order():
     assert sorted(cases(parts[0]) + cases(parts[1])) == cases(split_datalist(items, "pretrain"))
 
 
+def test_all_scans_of_a_patient_that_is_named_are_on_one_side_and_patients_are_counted():
+    items = [{**item, "patient": item["case"][:-1]} for item in scans(200)]  # ten scans a patient
+    parts = [{item["patient"] for item in split_datalist(items, part)} for part in PARTS]
+    assert [len(part) for part in parts] == [14, 2, 4] and len(set.union(*parts)) == 20
+    assert len(split_datalist(items, "test")) == 40
+
+
 def test_the_test_part_is_the_lowest_fifth_of_the_hashes():
     items = scans(20)
     ranked = sorted(cases(items), key=lambda case: int(hashlib.sha256(f"7:{case}".encode()).hexdigest(), 16))
