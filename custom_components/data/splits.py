@@ -24,9 +24,9 @@ def split_datalist(
 
     The distinct patients of each folder (`patient`, else `case`) are ranked by a hash of seed and name: the first fifth
     is the test part, the next tenth the validation part, the rest the training part. A patient stays whole: where it is
-    a test patient in one folder it is one in all, and likewise for validation. So the test part of one folder alone has no patient in
-    common with the training or pre-training part of that folder together with any others. A scan that is added moves
-    few others.
+    a test patient in one folder it is one in all, and likewise for validation. So the test part of one folder alone has
+    no patient in common with the training or pre-training part of that folder together with any others. A scan that is
+    added moves few others.
 
     Args:
         datalist: items with `case`, `patient` where several cases are of one, and `folder` where there are several.
@@ -35,8 +35,8 @@ def split_datalist(
         test_fraction: held out of the n patients of each folder: `round(n * test_fraction)`; at least 1 of 3 or more
             patients, none of fewer. 0 holds out nothing.
         validation_fraction: likewise, of the same n.
-        num_folds: cross-validation: instead of `test_fraction`, every `num_folds`-th patient of the ranking is held out,
-            so that each is a test patient in exactly one fold. None does not cross-validate.
+        num_folds: cross-validation: instead of `test_fraction`, every `num_folds`-th patient of the ranking is held
+            out, so that each is a test patient in exactly one fold. None does not cross-validate.
         fold: which of the folds is held out, from 0.
 
     Raises:
