@@ -68,8 +68,8 @@ def label_efficiency(
         settings: overrides for all trainings and evaluations, such as --base_channels 8.
     """
     output, folder = Path(str(output_dir)), BUNDLES / bundle
-    if not (folder / "configs" / "train.json").is_file():
-        raise InputError(f"{bundle}: is not a bundle of {BUNDLES}; name one such as hippocampus_mri_segmentation")
+    if not (folder / "configs" / "train.json").is_file() or not bundle.endswith("_segmentation"):
+        raise InputError(f"{bundle}: is no segmentation of {BUNDLES}; name one such as hippocampus_mri_segmentation")
     if dataset_dir is None:
         root = os.environ.get("DENSE_SSL_DATA")
         if root is None or bundle not in DATA:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import json
@@ -104,27 +105,35 @@ class MemoryMappedDataset(PersistentDataset):
         fixed = [t for t in self.transform.transforms[: self.transform.get_index_of_first(_is_random)]]
         self._transform_key = json.dumps([describe(fixed), monai.__version__, _digest_of_code()], sort_keys=True)
         for partial in self.folder.glob(f"{PARTIAL}*"):
-            if time.time() - partial.stat().st_mtime > ABANDONED_SECONDS:
-                shutil.rmtree(partial, ignore_errors=True)
+            with contextlib.suppress(FileNotFoundError):  # another process has just finished it
+                if time.time() - partial.stat().st_mtime > ABANDONED_SECONDS:
+                    shutil.rmtree(partial, ignore_errors=True)
         self.prepare(progress)
 
     def prepare(self, progress: bool = True) -> None:
         """Build what the cache lacks."""
-        absent = [item for item in self.data if not self.item_folder(item).is_dir()]
-        faults = []
-        for item in tqdm(absent, desc="preparing scans", disable=not progress or not absent, mininterval=1):
+        absent = [(place, item) for place, item in enumerate(self.data) if not self.item_folder(item).is_dir()]
+        # several processes share the work: each begins elsewhere
+        start = os.getpid() % max(len(absent), 1)
+        absent = absent[start:] + absent[:start]
+        faults = {}
+        for place, item in tqdm(absent, desc="preparing scans", disable=not progress or not absent, mininterval=1):
+            if self.item_folder(item).is_dir():  # another process was first
+                continue
             try:
                 self._build(item)
             except Exception as error:  # every fault of a file is reported, none of them hides another
-                faults.append(_sentence(item, error))
+                faults[place] = _sentence(item, error)
         if faults:
-            raise DataError("\n".join(faults))
+            raise DataError("\n".join(faults[place] for place in sorted(faults)))
 
     def item_folder(self, item: Mapping[str, Any]) -> Path:
         """Where the arrays of an item are, or will be."""
         item = {key: value for key, value in item.items() if key != POSITION}
-        # the name of a case is no path, and the other files of its data set do not matter
-        paths = [value for key, value in item.items() if isinstance(value, str) and key not in ("case", "folder")]
+        # the names of a case and of a patient are no paths, and the other files of its data set do not matter
+        paths = [
+            value for key, value in item.items() if isinstance(value, str) and key not in ("case", "patient", "folder")
+        ]
         sources = [stamp for path in paths if os.path.exists(path) for stamp in _stamp(path)]
         key = json.dumps([describe(item), sources], sort_keys=True) + self._transform_key
         return self.folder / hashlib.sha256(key.encode()).hexdigest()[:32]

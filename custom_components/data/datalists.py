@@ -21,6 +21,7 @@ AFFINE_TOLERANCE_MM = 1e-3
 LABELS_FORM = '"labels": {"0": "background", "1": "Liver", ...}'
 TRAINING_FORM = '"training": [{"image": "./imagesTr/a.nii.gz", "label": "./labelsTr/a.nii.gz"}, ...]'
 
+RESULTS = ("_seg", "_features")  # what inference puts behind the name of a scan
 CONVERT = "dcm2niix -z y -f %i_%s -o OUTPUT/imagesTr INPUT"
 
 Folders = str | os.PathLike | Sequence[str | os.PathLike]
@@ -94,7 +95,8 @@ def list_scans(path: Folders) -> list[dict[str, str]]:
 
     Args:
         path: one NIfTI, NRRD or MetaImage file, or a folder: the "training" and "test" images of its `dataset.json`,
-            else the files directly inside, else those in `imagesTr` and `imagesTs`. The DICOM files directly inside are
+            else the files directly inside, else those in `imagesTr` and `imagesTs`. What inference wrote beside its
+            scan (`a_seg` beside `a`, or `a_features`) is left out. The DICOM files directly inside are
             one scan, and so are those of each sub-folder at any depth, such as patient/study/series. Several files or
             folders come in the forms that `read_datalist` takes.
 
@@ -108,7 +110,9 @@ def list_scans(path: Folders) -> list[dict[str, str]]:
         DataError: no such file or folder, no scan in it, or a bad `dataset.json`.
     """
     images = [image for source in _folders(path) for image in _scans_in(source)]
-    items = [{"image": image, "case": case_name(image)} for image in images]
+    cases = {case_name(image) for image in images}
+    made = {case + suffix for case in cases for suffix in RESULTS}
+    items = [{"image": image, "case": case_name(image)} for image in images if case_name(image) not in made]
     for item in items:
         for fault in _header_faults(item["image"]):
             item["fault"] = fault
@@ -316,6 +320,9 @@ def _item(folder: Path, entry: Any, num_classes: int, labelled: bool, faults: li
     image = os.path.normpath(folder / image)
     case = case_name(image)
     patient = entry.get("patient", case) if isinstance(entry, Mapping) else case
+    if type(patient) not in (str, int) or patient == "":
+        faults.append(f"{image}: patient must be a name or a number but is {patient!r}; correct it or leave it out")
+        return None
     item: dict[str, Any] = {"image": image, "case": case, "patient": str(patient), "folder": str(folder)}
     if not labelled:
         return item

@@ -6,6 +6,8 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from custom_components.errors import InputError
+
 from .datalists import DataError
 
 PARTS = ("train", "validation", "test", "pretrain", "all")
@@ -40,18 +42,18 @@ def split_datalist(
         fold: which of the folds is held out, from 0.
 
     Raises:
-        ValueError: unknown part, fractions that are negative or leave nothing for training, or a fold that does not
+        InputError: unknown part, fractions that are negative or leave nothing for training, or a fold that does not
             exist.
         DataError: no scan left in the part "train", "pretrain" or "test". An empty validation part is returned.
     """
     if part not in PARTS:
-        raise ValueError(f"part must be one of {', '.join(PARTS)} but is {part!r}")
+        raise InputError(f"part must be one of {', '.join(PARTS)} but is {part!r}")
     if min(test_fraction, validation_fraction) < 0 or test_fraction + validation_fraction >= 1:
-        raise ValueError(
+        raise InputError(
             f"fractions must be at least 0 and sum to less than 1 but are {test_fraction} and {validation_fraction}"
         )
     if num_folds is not None and not (num_folds >= 2 and 0 <= fold < num_folds):
-        raise ValueError(
+        raise InputError(
             f"num_folds must be at least 2 and fold from 0 to num_folds - 1 but are {num_folds} and {fold}"
         )
     test: set[str] = set()
@@ -100,13 +102,13 @@ def few_label_subset(
         seed: another seed, another order.
 
     Raises:
-        ValueError: `num_labelled` below 1 or not a whole number.
+        InputError: `num_labelled` below 1 or not a whole number.
         DataError: `num_labelled` above the number of scans.
     """
     if num_labelled is None:
         return [dict(item) for item in datalist]
     if num_labelled != int(num_labelled) or num_labelled < 1:
-        raise ValueError(f"num_labelled must be a whole number of at least 1, or None for all, but is {num_labelled}")
+        raise InputError(f"num_labelled must be a whole number of at least 1, or None for all, but is {num_labelled}")
     if num_labelled > len(datalist):
         raise DataError(
             f"num_labelled is {num_labelled} but there are {len(datalist)} scans to take it from; lower it."

@@ -162,7 +162,7 @@ class ReleaseWeights:
             `path`, to go on from.
 
     Raises:
-        ValueError: unknown selection.
+        InputError: unknown selection.
     """
 
     def __init__(
@@ -175,7 +175,7 @@ class ReleaseWeights:
         optimizer: torch.optim.Optimizer | None = None,
     ) -> None:
         if selection not in ("best", "last"):
-            raise ValueError(f"ReleaseWeights: selection must be 'best' or 'last', but is {selection!r}")
+            raise InputError(f"ReleaseWeights: selection must be 'best' or 'last', but is {selection!r}")
         self.network, self.path, self.selection = network, Path(path), selection
         self.best = Path(folder) / "best.pt" if folder is not None else None
         self.settings = dict(settings or {})

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
+from custom_components.errors import InputError
+
 
 class _StreamedInfoNCE(torch.autograd.Function):
     """Sum of the symmetric InfoNCE over the anchors of G groups, `z (G, 2M, E)`; rows i and i + M are positives.
@@ -117,7 +119,7 @@ class InfoNCE(nn.Module):
             a CPU, whose cache they fit, and 4,096 elsewhere.
 
     Raises:
-        ValueError: where `negatives` is neither, or `exclude_within` is negative.
+        InputError: where `negatives` is neither, or `exclude_within` is negative.
 
     Source: arXiv 2401.06473, section 2.3; arXiv 2307.14725, equation 1.
     """
@@ -132,9 +134,9 @@ class InfoNCE(nn.Module):
     ) -> None:
         super().__init__()
         if negatives not in ("scan", "batch"):
-            raise ValueError(f"InfoNCE: negatives must be 'scan' or 'batch', but is {negatives!r}")
+            raise InputError(f"InfoNCE: negatives must be 'scan' or 'batch', but is {negatives!r}")
         if exclude_within < 0:
-            raise ValueError(f"InfoNCE: exclude_within must be at least 0 mm, but is {exclude_within}")
+            raise InputError(f"InfoNCE: exclude_within must be at least 0 mm, but is {exclude_within}")
         self.temperature, self.negatives, self.chunk = temperature, negatives, chunk
         self.exclude_within, self.spacing = exclude_within, tuple(spacing)
 

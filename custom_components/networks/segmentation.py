@@ -7,6 +7,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from custom_components.errors import InputError
+
 from .fpn import FPN3d
 from .heads import LinearHead, NonLinearHead
 
@@ -27,7 +29,7 @@ class SegmentationNetwork(nn.Module):
     Input `(N, in_channels, H, W, D)`, output logits `(N, num_classes, H, W, D)`.
 
     Raises:
-        ValueError: unknown head.
+        InputError: unknown head.
     """
 
     def __init__(
@@ -42,7 +44,7 @@ class SegmentationNetwork(nn.Module):
     ) -> None:
         super().__init__()
         if head not in HEADS:
-            raise ValueError(f"SegmentationNetwork: head must be one of {sorted(HEADS)}, but is {head!r}")
+            raise InputError(f"SegmentationNetwork: head must be one of {sorted(HEADS)}, but is {head!r}")
         self.backbone = FPN3d(in_channels, base_channels, num_scales)
         self.backbone.set_checkpointing(checkpointing)
         self.head = HEADS[head](base_channels, num_scales, num_classes)

@@ -7,7 +7,6 @@ A name that ends in `.safetensors` reads or writes that format instead, if the p
 
 from __future__ import annotations
 
-import hashlib
 import json
 import pickle
 import re
@@ -20,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from custom_components.delivery import file_digest
 from custom_components.errors import InputError
 
 # takes the state dict out of a checkpoint or of a whole saved network; for who trusts the file, on their own machine
@@ -44,11 +44,6 @@ def provenance_path(path: str | Path) -> Path:
 
 def _is_safetensors(path: Path) -> bool:
     return path.suffix == ".safetensors"
-
-
-def sha256_of(path: str | Path) -> str:
-    """SHA-256 of a file, hexadecimal."""
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
 
 
 def differing_settings(record: Any, settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -102,7 +97,16 @@ def write_state(state: dict[str, Any], path: Path, provenance: Mapping[str, Any]
     """Write plain tensors in dictionaries, and a record with their SHA-256 and `provenance` beside them.
 
     A safetensors file has `provenance` in itself too, as JSON in its metadata.
+
+    Raises:
+        WeightsError: a value is not finite; then nothing is written.
     """
+    wrong = _not_finite(state)
+    if wrong:
+        raise WeightsError(
+            f"{path}: not written, because {wrong} has values that are not finite or too large for half precision: the "
+            "training diverged; begin it anew with a lower learning_rate"
+        )
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
     if _is_safetensors(path):
@@ -111,13 +115,25 @@ def write_state(state: dict[str, Any], path: Path, provenance: Mapping[str, Any]
         partial.write_bytes(_safetensors(path).save(state, {"provenance": json.dumps(dict(provenance))}))
     else:
         torch.save(state, partial)
-    record = {"sha256": sha256_of(partial), **provenance}
+    record = {"sha256": file_digest(partial), **provenance}
     json_path = provenance_path(path)
     json_partial = json_path.with_name(json_path.name + ".partial")
     json_partial.write_text(json.dumps(record, indent=4) + "\n")
     partial.replace(path)
     json_partial.replace(json_path)
     return path
+
+
+def _not_finite(state: Mapping[Any, Any]) -> str:
+    """The name of the first tensor with a value that is not finite, in dictionaries at any depth; empty for none."""
+    for name, value in state.items():
+        if isinstance(value, Mapping):
+            inner = _not_finite(value)
+            if inner:
+                return inner
+        elif not value.isfinite().all():
+            return str(name)
+    return ""
 
 
 def _safetensors(path: Path) -> ModuleType:
@@ -189,7 +205,7 @@ def _check_hash(path: Path) -> None:
     if content is None:
         return
     expected = content.get("sha256") if isinstance(content, dict) else None
-    found = sha256_of(path)
+    found = file_digest(path)
     if expected and expected != found:
         raise WeightsError(
             f"{path}: its SHA-256 is {found[:12]}... but {record.name} says {expected[:12]}...; the file is "

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from custom_components.delivery import bundle_folder, is_bundle_name
+from custom_components.delivery import bundle_folder, file_digest, is_bundle_name
 
 from .fpn import FPN3d
 from .segmentation import SegmentationNetwork
@@ -21,7 +21,6 @@ from .weight_files import (
     read_checkpoint,
     read_record,
     read_weights,
-    sha256_of,
     write_state,
 )
 
@@ -364,11 +363,11 @@ def import_backbone(source: str | Path, output: str | Path, half: bool = False) 
             )
     record = {
         "imported_from": source.name,
-        "source_sha256": sha256_of(source),
+        "source_sha256": file_digest(source),
         **architecture,
         "precision": "float16" if half else "float32",
         "entries": len(stored),
         "skipped": _skipped(state, own),
     }
     write_state(stored, output, record)
-    return {"sha256": sha256_of(output), **record}
+    return {"sha256": file_digest(output), **record}

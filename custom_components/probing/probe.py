@@ -77,7 +77,7 @@ class LinearProbe:
 
         Raises:
             InputError: `path` holds the network of a training, which took longer than this, and `replace` is False.
-            ValueError: where the head is not linear.
+            InputError: where the head is not linear.
         """
         start, commit = time.monotonic(), git_commit()
         if not self.replace:
@@ -111,12 +111,12 @@ class LinearProbe:
             The network.
 
         Raises:
-            ValueError: where the head is not linear.
+            InputError: where the head is not linear.
         """
         start = time.monotonic()
         head = self.network.head
         if not isinstance(head, LinearHead):
-            raise ValueError(f"LinearProbe: the head must be linear but is {type(head).__name__}")
+            raise InputError(f"LinearProbe: the head must be linear but is {type(head).__name__}")
         scans = len(self.dataset) if max_scans is None else min(max_scans, len(self.dataset))
         expected = scans * (self.network.num_classes * self.per_class + 2 * self.background)
         share = min(1.0, self.max_vectors / max(expected, 1))

@@ -54,7 +54,7 @@ def new_bundle(source: Path, target: Path, settings: Mapping[str, Any], backbone
         raise InputError(fault)
     if target.exists():
         raise InputError(f"{target}: exists; give the new bundle another name")
-    wanted = dict(settings)
+    wanted = json.loads(json.dumps(dict(settings)))  # a tuple of a command line is a list in a config
     known = {name for workflow in WORKFLOWS for name in json.loads(training.with_stem(workflow).read_text())}
     unknown = [name for name in wanted if name not in known]
     if unknown:

@@ -87,7 +87,9 @@ def build_publication(archive: Path, repo: str, folder: Path) -> Publication:
     """
     name, version = split_name(archive.stem)
     target = folder / name
-    if target.exists() or version is None:
+    if version is None:
+        raise InputError(f"{archive}: has no version in its name; scripts.release names it NAME_vVERSION.zip")
+    if target.exists():
         raise InputError(f"{target}: exists; remove it, or pass another --output_dir")
     unzip_bundle(archive, name, target)
     weights = target / "models" / "model.pt"

@@ -12,8 +12,10 @@ from monai.transforms import Flip, MapTransform, RandomizableTransform
 
 from custom_components.errors import InputError
 
-# left and right in the name of an organ: LeftKidney, kidney_left, Kidney-R, l_kidney
-SIDE = re.compile(r"left|right|(?<![^\W_])[lr](?![^\W_])", re.IGNORECASE)
+# left and right in the name of an organ: LeftKidney, kidney_left, Kidney-R, l_kidney; not in Bright or cleft
+SIDE = re.compile(r"Left|Right|LEFT|RIGHT|(?<![A-Za-z])(?:left|right)|(?<![^\W_])[lrLR](?![^\W_])")
+# of the heart, whose sides are not each other's mirror image
+CHAMBER = re.compile(r"ventric|atri|auric|heart|cardi|pulmon", re.IGNORECASE)
 OTHER_SIDE = {"left": "right", "right": "left", "l": "r", "r": "l"}
 
 
@@ -22,11 +24,15 @@ def mirrored_pairs(class_names: Sequence[str]) -> list[list[str]]:
 
     Args:
         class_names: such as RightKidney and LeftKidney, kidney_left and kidney_right, Kidney_R and Kidney_L. Chambers
-            of the heart have such names too, and are not each other's mirror image.
+            and vessels of the heart are in no pair: in a mirrored scan, each is still itself.
     """
     order = {name: index for index, name in enumerate(class_names)}
     partners = {name: _other_side(name) for name in class_names}
-    return [[name, other] for name, other in partners.items() if order[name] < order.get(other, -1)]
+    return [
+        [name, other]
+        for name, other in partners.items()
+        if order[name] < order.get(other, -1) and CHAMBER.search(name) is None
+    ]
 
 
 def _other_side(name: str) -> str:

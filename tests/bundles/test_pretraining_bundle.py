@@ -37,7 +37,7 @@ def test_a_training_goes_on_where_it_was_stopped(run_bundle, mri_phantoms, pretr
     settings = {**SMALL, **SHORT, "dataset_dir": mri_phantoms, "output_dir": tmp_path}
     run_bundle(BUNDLE, "train", **settings)
     first = torch.load(tmp_path / "checkpoints" / "last.pt", weights_only=True)
-    run_bundle(BUNDLE, "train", **{**settings, "max_steps": 8})
+    run_bundle(BUNDLE, "train", **{**settings, "max_steps": 8, "num_workers": 2})
     last = torch.load(tmp_path / "checkpoints" / "last.pt", weights_only=True)
     assert (first["trainer"]["iteration"], last["trainer"]["iteration"]) == (4, 8)
     key = next(iter(first["optimizer"]["state"]))

@@ -81,7 +81,6 @@ def test_fine_tuning_starts_from_the_head_of_the_quick_probe(run_bundle, mri_pha
     "option",
     [
         {"checkpointing": True},
-        {"amp_dtype": "$torch.float16"},
         {"cpu_bfloat16": True},
         pytest.param({"compile": True}, marks=pytest.mark.skipif(shutil.which("c++") is None, reason="no compiler")),
     ],
@@ -101,7 +100,7 @@ def test_every_option_trains_the_same_network(run_bundle, mri_phantoms, pretrain
 
 
 def test_accumulated_steps_are_fewer_steps_of_the_optimiser(run_bundle, mri_phantoms, tmp_path):
-    settings = {**SMALL, **SHORT, **CLASSES, "accumulation_steps": 2}
+    settings = {**SMALL, **SHORT, **CLASSES, "accumulation_steps": 2, "num_workers": 2}
     run_bundle(BUNDLE, "train", "from_scratch", dataset_dir=mri_phantoms, output_dir=tmp_path, **settings)
     last = torch.load(tmp_path / "checkpoints" / "last.pt", weights_only=True)
     assert last["trainer"]["iteration"] == 4

@@ -177,6 +177,19 @@ def test_the_patient_of_a_scan_is_the_one_named_in_its_entry_or_else_its_case(fo
     assert [item["patient"] for item in read_datalist(folder, labelled=False)] == ["7", "b", "c"]
 
 
+@pytest.mark.parametrize("patient", [None, "", 1.5, True, ["a"]])
+def test_a_patient_without_a_name_is_a_fault(patient, folder):
+    write_json(folder, [], training=[{"image": "./imagesTr/a.nii.gz", "patient": patient}])
+    (line,) = faults_of(folder, labelled=False)
+    assert "patient must be a name or a number" in line and "a.nii.gz" in line
+
+
+def test_results_that_lie_beside_their_scans_are_not_taken_for_scans(tmp_path):
+    for name in ("a", "a_seg", "b_seg", "a_features"):
+        write_scan(tmp_path / f"{name}.nii.gz")
+    assert [item["case"] for item in list_scans(tmp_path)] == ["a", "b_seg"]
+
+
 def test_an_empty_training_list_is_a_fault(folder):
     write_json(folder, [])
     assert "no scan found" in faults_of(folder)[0]

@@ -206,6 +206,13 @@ def test_writing_again_replaces_phantoms_and_never_another_data_set(tmp_path):
     with pytest.raises(DataError, match="not made of phantoms"):
         write_phantoms(tmp_path / "own", "CT", 1)
     assert (tmp_path / "own" / "dataset.json").read_text() == '{"name": "mine"}'
+    for folder, name in (("plain", "phantom_ct_001.nii.gz"), ("p", "phantom_site3_2021.nii.gz")):
+        scan = tmp_path / folder / "imagesTr" / name
+        scan.parent.mkdir(parents=True, exist_ok=True)
+        scan.write_bytes(b"somebody's")
+        with pytest.raises(DataError, match=f"{name}: belongs to a data set that is not made of phantoms"):
+            write_phantoms(tmp_path / folder, "CT", 1)
+        assert scan.read_bytes() == b"somebody's"
 
 
 def test_wrong_sizes_and_numbers_are_refused_before_anything_is_written(tmp_path):

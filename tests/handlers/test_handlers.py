@@ -247,6 +247,7 @@ def test_the_command_of_a_finished_training_leaves_its_weights_as_they_are(tmp_p
     network = torch.nn.Linear(2, 1)
     for _ in range(2):
         engine = trainer(network, epochs=1)
+        GradientClipping(0.5).attach(engine)  # without it, this training diverges
         release = ReleaseWeights(network, tmp_path / "model.pt")
         LastCheckpoint(tmp_path, {"network": network, "release": release}).attach(engine)
         release.attach(engine)
@@ -261,6 +262,7 @@ def test_a_prolonged_training_killed_before_it_wrote_its_weights_replaces_the_sh
     network = torch.nn.Linear(2, 1)
     for epochs, killed in ((1, False), (2, True), (2, False)):
         engine = trainer(network, epochs=epochs)
+        GradientClipping(0.5).attach(engine)
         release = ReleaseWeights(network, tmp_path / "model.pt")
         LastCheckpoint(tmp_path, {"network": network, "release": release}).attach(engine)
         if not killed:

@@ -208,3 +208,17 @@ def test_a_backbone_that_was_pretrained_on_other_images_is_used_with_a_warning(t
     assert "pre-trained with" not in caplog.text
     load_pretrained_backbone(FPN3d(1, 4, 3), path, {"intensity_range": [-175, 250]})
     assert "pre-trained with intensity_range [-1350, 1000], here it is [-175, 250]" in caplog.text
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e6])
+def test_weights_of_a_training_that_diverged_are_not_written(value, tmp_path):
+    network = FPN3d(1, 4, 3)
+    network.first_conv.weight.data[0, 0, 0, 0, 0] = value
+    optimizer = torch.optim.Adam(network.parameters())
+    for save in (
+        lambda: save_weights(network, tmp_path / "model.pt"),
+        lambda: save_checkpoint(network, optimizer, tmp_path / "model.pt"),
+    ):
+        with pytest.raises(WeightsError, match="first_conv.weight has values that are not finite or too large"):
+            save()
+    assert list(tmp_path.iterdir()) == []

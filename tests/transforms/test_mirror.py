@@ -84,6 +84,11 @@ def test_the_names_of_classes_tell_which_are_left_and_right_of_one_organ():
     ]
 
 
+def test_chambers_of_the_heart_and_sides_inside_of_words_are_in_no_pair():
+    assert mirrored_pairs(["LeftVentricle", "RightVentricle", "left_atrium", "right_atrium"]) == []
+    assert mirrored_classes_order(["BrightLesion", "alveolar cleft", "Leaf"], []) == [0, 1, 2]
+
+
 @pytest.mark.parametrize(("names", "pairs"), [(NAMES, []), (["Liver", "kidney_l"], []), (NAMES[:2], [])])
 def test_a_class_of_one_side_without_its_mirror_image_is_not_mirrored(names, pairs):
     with pytest.raises(InputError, match="is in no pair.*--mirror_probability 0"):
