@@ -16,8 +16,9 @@ import monai
 import torch
 
 ROOT = Path(__file__).resolve().parents[1]  # of the checkout
-# an absolute path, alone or in a list: neither the / inside a relative path nor that of an address
-ABSOLUTE = re.compile(r"(?<![^\s'\",\[(=])(?:/|[A-Za-z]:[\\/])[^\s'\",\])]*")
+# an absolute path: all between two quotes, or up to a space; no / inside a relative path or an address
+START = r"(?:/|[A-Za-z]:[\\/])"
+ABSOLUTE = re.compile(rf"(?<='){START}[^']*(?=')|(?<=\"){START}[^\"]*(?=\")|(?<![^\s'\",\[(=]){START}[^\s'\",\])]*")
 
 
 def training_record(commit: str | None, steps: int, seconds: float, device: torch.device | str) -> dict[str, Any]:
@@ -53,7 +54,11 @@ def without_places(value: Any) -> Any:
     """
     if isinstance(value, (list, tuple)):
         return [without_places(part) for part in value]
-    return ABSOLUTE.sub(lambda match: _portable(match[0]), value) if isinstance(value, str) else value
+    if not isinstance(value, str):
+        return value
+    if re.match(START, value):  # no command, but a folder, whose name may have spaces, or several
+        return ",".join(_portable(path) for path in value.split(","))
+    return ABSOLUTE.sub(lambda match: _portable(match[0]), value)
 
 
 def _portable(path: str) -> str:

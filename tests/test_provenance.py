@@ -43,4 +43,7 @@ def test_absolute_paths_are_found_and_nothing_else():
     text = "python -m x --a /b/c --d=['e/f.json','/g/h.json'] --u https://server/x --k C:\\me\\scans --n 1/2"
     assert absolute_paths(text) == ["/b/c", "/g/h.json", "C:\\me\\scans"]
     assert without_places(text) == "python -m x --a c --d=['e/f.json','h.json'] --u https://server/x --k scans --n 1/2"
+    spaces = "python -m x --a '/home/Jo Doe/scans' --b \"['/home/Jo Doe/x.json','y.json']\""
+    assert without_places(spaces) == "python -m x --a 'scans' --b \"['x.json','y.json']\""
+    assert without_places("/home/Jo Doe/scans,/home/Jo Doe/more") == "scans,more"
     assert without_places(["/a/b/", None, "c/d"]) == ["b", None, "c/d"]
