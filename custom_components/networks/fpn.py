@@ -75,16 +75,22 @@ class ResidualStack(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         for layer in self.layers:
             if self.checkpointing and self.training and torch.is_grad_enabled():
-                x = checkpoint(
-                    layer,
-                    x,
-                    use_reentrant=False,
-                    preserve_rng_state=False,  # nothing in a block is random
-                    context_fn=lambda layer=layer: (nullcontext(), FrozenStatistics(layer)),  # type: ignore[misc]
-                )
+                x = checkpointed(layer, x)
             else:
                 x = layer(x)
         return x
+
+
+@torch.compiler.disable(recursive=False)  # torch.compile knows no `context_fn`; it takes the block by itself
+def checkpointed(layer: nn.Module, x: Tensor) -> Tensor:
+    """The layer's output; on the way back it is computed again, which does not update running statistics again."""
+    return checkpoint(
+        layer,
+        x,
+        use_reentrant=False,
+        preserve_rng_state=False,  # nothing in a block is random
+        context_fn=lambda: (nullcontext(), FrozenStatistics(layer)),
+    )
 
 
 def upsample_to(x: Tensor, size: Sequence[int]) -> Tensor:

@@ -34,6 +34,8 @@ FORMER = (
 )
 BEGIN = "<!-- figures of the weights, written by scripts.adopt_weights: begin -->"
 END = "<!-- end -->"
+# of the figures
+SOURCE = "`evaluate.json`, by default the held-out fifth"
 
 
 def adopt_weights(
@@ -158,10 +160,10 @@ def _table(rows: Sequence[Mapping[str, str]]) -> list[str]:
     """Lines of Markdown: what was measured on how many scans."""
     cases = len({row["case"] for row in rows})
     if "dice" not in rows[0]:
-        lines = [f"Measured on {cases} held-out scans, {len(rows)} pairs of views (`evaluate.json`):", ""]
+        lines = [f"Measured on {cases} scans, {len(rows)} pairs of views ({SOURCE}):", ""]
         lines += ["| measure | mean |", "| --- | --- |"]
         return lines + [f"| {name.replace('_', ' ')} | {value} |" for name, value in _figures(rows).items()]
-    lines = [f"Measured on {cases} held-out scans, on their own grids (`evaluate.json`):", ""]
+    lines = [f"Measured on {cases} scans, on their own grids ({SOURCE}):", ""]
     lines += ["| class | annotated in | Dice | HD95, mm | missed or found in vain |", "| --- | --- | --- | --- | --- |"]
     columns: dict[str, list[float]] = {"dice": [], "hd95_mm": []}
     for name, found in _by_class(rows).items():

@@ -82,14 +82,16 @@ def test_sizes_below_one_are_refused():
         FPN3d(1, 8, 0)
 
 
-def test_checkpointing_changes_neither_the_result_nor_the_gradients_nor_the_running_statistics():
+@pytest.mark.parametrize("compiled", [False, True])
+def test_checkpointing_changes_neither_the_result_nor_the_gradients_nor_the_running_statistics(compiled):
     image = torch.randn(2, 1, 13, 8, 9, generator=torch.Generator().manual_seed(0))
     found = []
     for checkpointing in (False, True):
         torch.manual_seed(0)
         network = FPN3d(base_channels=4, num_scales=3)
         network.set_checkpointing(checkpointing)
-        pyramid = network(image)
+        run = torch.compile(network, backend="eager") if checkpointing and compiled else network
+        pyramid = run(image)
         sum((features**2).sum() for features in pyramid).backward()
         gradients = {name: parameter.grad for name, parameter in network.named_parameters()}
         found.append((dict(enumerate(pyramid)), gradients, network.state_dict()))
