@@ -7,7 +7,15 @@ from .heads import LinearHead, NonLinearHead
 from .openvino_network import OpenVINONetwork
 from .pretraining import BalancedProjection, DenseSSLNetwork, Projector
 from .segmentation import SegmentationNetwork
-from .weight_files import WeightsError, provenance_path, read_checkpoint, read_weights, save_checkpoint, save_weights
+from .weight_files import (
+    WeightsError,
+    provenance_path,
+    read_checkpoint,
+    read_weights,
+    recorded_classes,
+    save_checkpoint,
+    save_weights,
+)
 from .weights import (
     adapt_in_channels,
     continue_pretraining,
@@ -44,6 +52,7 @@ __all__ = [
     "provenance_path",
     "read_checkpoint",
     "read_weights",
+    "recorded_classes",
     "save_checkpoint",
     "save_weights",
 ]

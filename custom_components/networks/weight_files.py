@@ -11,7 +11,7 @@ import json
 import pickle
 import re
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -58,6 +58,21 @@ def differing_settings(record: Any, settings: Mapping[str, Any]) -> dict[str, An
     recorded = record if isinstance(record, dict) else {}
     found = {name: recorded.get(RECORDED_AS.get(name, name)) for name in wanted}
     return {name: value for name, value in found.items() if value is not None and value != wanted[name]}
+
+
+def recorded_classes(path: str | Path, class_names: Sequence[str]) -> list[str]:
+    """The classes that a network was taught, of its label values 1, 2, ...: those in the record beside its weight file.
+
+    Args:
+        path: the weight file.
+        class_names: what they are taken to be where there is no such file, or a record that does not name them.
+
+    Raises:
+        WeightsError: as `read_record`.
+    """
+    record = read_record(path)
+    found = record.get("classes") if isinstance(record, dict) else None
+    return list(found or class_names)
 
 
 def save_weights(network: nn.Module, path: str | Path, provenance: Mapping[str, Any] | None = None) -> Path:

@@ -47,14 +47,22 @@ def test_a_bundle_has_every_file(name):
 
 
 @pytest.mark.parametrize("file", ["evaluate", "inference"])
-def test_scans_are_also_run_mirrored_where_that_is_asked_for(file):
+def test_scans_are_also_run_mirrored_where_that_is_asked_for(file, tmp_path):
     parser = config("head_neck_ct_segmentation", file)
-    kidneys = {
-        "class_names": ["LeftKidney", "Liver", "RightKidney"],
-    }
+    kidneys = {"class_names": ["LeftKidney", "Liver", "RightKidney"], "weights": str(tmp_path / "model.pt")}
     for changes, expected in (({}, None), ({"mirrored": True}, [0, 1, 3, 2, 4, 5, 6]), (kidneys, [2, 1, 0])):
         parser.update(changes)
         assert parser.get_parsed_content("inferer").mirrored == expected
+
+
+def test_inference_takes_the_classes_from_the_record_of_the_weights(tmp_path):
+    (tmp_path / "model.json").write_text(json.dumps({"classes": ["Mandible", "LeftLung", "RightLung"]}))
+    parser = config("head_neck_ct_segmentation", "inference")
+    parser.update({"weights": str(tmp_path / "model.pt"), "mirrored": True})
+    assert parser.get_parsed_content("network_def").num_classes == 3
+    assert parser.get_parsed_content("inferer").mirrored == [0, 2, 1]
+    # the bundle's own classes 2 to 7 are in one piece, lungs are not
+    assert parser.get_parsed_content("postprocessing").transforms[1].values == [1]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -77,6 +85,8 @@ def test_configs_agree_on_what_they_share(name):
         differing |= low_resolution
     for key in common - differing:
         assert configs["evaluate"][key] == configs["train"][key], key
+    # inference takes the classes from the weights' record
+    configs["inference"] = json.loads(json.dumps(configs["inference"]).replace("@classes", "@class_names"))
     for key in set(configs["inference"]) & set(configs["evaluate"]) - {"initialize", "run", "imports", "network_def"}:
         if key in configs["train"]:
             assert configs["inference"][key] == configs["evaluate"][key], key

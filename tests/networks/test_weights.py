@@ -12,6 +12,7 @@ from custom_components.networks import (
     continue_pretraining,
     load_pretrained_backbone,
     load_weights,
+    recorded_classes,
     save_checkpoint,
     save_weights,
 )
@@ -200,6 +201,14 @@ def test_a_network_is_refused_where_images_would_be_prepared_otherwise_than_it_w
             load_weights(network, path, settings={**given, name: value})
     path.with_suffix(".json").unlink()
     load_weights(network, path, settings={"spacing": [1, 1, 1]})
+
+
+def test_classes_are_those_of_the_record_where_it_has_some(tmp_path):
+    path = tmp_path / "model.pt"
+    for record, expected in ((None, ["A"]), ({"classes": ["B", "C"]}, ["B", "C"]), ({"steps": 3}, ["A"]), ([1], ["A"])):
+        if record is not None:
+            path.with_suffix(".json").write_text(json.dumps(record))
+        assert recorded_classes(path, ("A",)) == expected
 
 
 def test_a_backbone_that_was_pretrained_on_other_images_is_used_with_a_warning(tmp_path, caplog):
