@@ -15,6 +15,7 @@ import fire
 
 from custom_components.errors import InputError
 from custom_components.evidence import (
+    as_list,
     figures_of,
     label_efficiency_figure,
     markdown_table,
@@ -26,12 +27,15 @@ from custom_components.evidence import (
 DOCUMENT = Path(__file__).resolve().parent.parent / "docs" / "EVIDENCE.md"
 
 
-def evidence(*files: str, reference: str | None = None, figure: str | None = None) -> None:
+def evidence(
+    *files: str, reference: str | None = None, without: str | Sequence[str] = (), figure: str | None = None
+) -> None:
     """Print the table of some files of scores, in Markdown; without one, make the document's tables and figures anew.
 
     Args:
         files: written by scripts.label_efficiency or scripts.ablation, or of docs/evidence; taken together.
         reference: backbone that the differences are to, the same head of it; else training from scratch.
+        without: classes that are left out of the means, such as "Esophagus,Larynx".
         figure: PNG or SVG to draw, Dice over the number of labelled scans; of one bundle.
     """
     if not files:
@@ -45,7 +49,7 @@ def evidence(*files: str, reference: str | None = None, figure: str | None = Non
     bundles = sorted({row["bundle"] for row in rows})
     if figure is not None and len(bundles) > 1:
         raise InputError(f"figure: shows one bundle but the files have {', '.join(bundles)}; draw one for each")
-    summary = summarise(rows, reference)
+    summary = summarise(rows, reference, as_list(without))
     print(markdown_table(summary, reference))
     if figure is not None:
         _draw(summary, figure)

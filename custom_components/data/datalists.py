@@ -22,7 +22,7 @@ LABELS_FORM = '"labels": {"0": "background", "1": "Liver", ...}'
 TRAINING_FORM = '"training": [{"image": "./imagesTr/a.nii.gz", "label": "./labelsTr/a.nii.gz"}, ...]'
 
 RESULTS = ("_seg", "_features")  # what inference puts behind the name of a scan
-CONVERT = "dcm2niix -z y -f %i_%s -o OUTPUT/imagesTr INPUT"
+CONVERT = "dcm2niix -z y -f %i_s%s -o OUTPUT/imagesTr INPUT"
 
 Folders = str | os.PathLike | Sequence[str | os.PathLike]
 

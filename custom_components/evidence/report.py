@@ -81,13 +81,18 @@ def markdown_table(summary: Sequence[dict[str, Any]], reference: str | None = No
     return "\n".join(lines)
 
 
-BLOCK = re.compile(r"<!-- (?P<file>[\w./-]+\.csv) against (?P<reference>\S+): begin -->\n.*?<!-- end -->", re.DOTALL)
+BLOCK = re.compile(
+    r"<!-- (?P<title>(?P<file>[\w./-]+\.csv) against (?P<reference>\w+)(?: without (?P<without>[\w, ]+))?): begin -->\n"
+    r".*?<!-- end -->",
+    re.DOTALL,
+)
 
 
 def with_tables(document: str, folder: Path) -> str:
     """A document with its tables made anew from the published scores of every case.
 
-    A table stands between `<!-- FILE.csv against REFERENCE: begin -->` and `<!-- end -->`, each on a line of its own.
+    A table stands between `<!-- FILE.csv against REFERENCE: begin -->` and `<!-- end -->`, each on a line of its own;
+    `REFERENCE without CLASS, CLASS` leaves classes out.
 
     Args:
         document: Markdown.
@@ -99,8 +104,9 @@ def with_tables(document: str, folder: Path) -> str:
 
     def block(match: re.Match[str]) -> str:
         reference = None if match["reference"] == "scratch" else match["reference"]
-        table = markdown_table(summarise(read_cases(folder / match["file"]), reference), reference)
-        return f"<!-- {match['file']} against {match['reference']}: begin -->\n{table}\n<!-- end -->"
+        without = match["without"].split(", ") if match["without"] else ()
+        table = markdown_table(summarise(read_cases(folder / match["file"]), reference, without), reference)
+        return f"<!-- {match['title']}: begin -->\n{table}\n<!-- end -->"
 
     return BLOCK.sub(block, document)
 

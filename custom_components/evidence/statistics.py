@@ -69,7 +69,9 @@ def _score(text: str) -> float | None:
     return float(text) if text else None
 
 
-def summarise(rows: Sequence[dict[str, Any]], reference: str | None = None) -> list[dict[str, Any]]:
+def summarise(
+    rows: Sequence[dict[str, Any]], reference: str | None = None, without: Sequence[str] = ()
+) -> list[dict[str, Any]]:
     """One row a bundle, backbone, head and number of labelled scans.
 
     `dice` is the mean over classes of the mean over cases, of scores that are first averaged over seeds; its 95%
@@ -83,9 +85,18 @@ def summarise(rows: Sequence[dict[str, Any]], reference: str | None = None) -> l
         rows: as `case_rows` and `read_cases` give them.
         reference: name of a backbone, each of its heads the reference of the same head; None: training from scratch,
             which is the untrained backbone fine-tuned, for every head.
+        without: classes that are left out, such as one that some trainings do not find at all.
+
+    Raises:
+        InputError: `without` names a class that no row has.
     """
+    strange = sorted(set(without) - {row["class"] for row in rows})
+    if strange:
+        raise InputError(f"without: must be of the classes of the scores but {', '.join(strange)} came")
     groups: dict[tuple, list[dict[str, Any]]] = {}
     for row in rows:
+        if row["class"] in without:
+            continue
         groups.setdefault((row["bundle"], row["backbone"], row["head"], row["num_labelled"]), []).append(row)
     summary = []
     for (bundle, backbone, head, count), group in groups.items():
@@ -100,7 +111,7 @@ def summarise(rows: Sequence[dict[str, Any]], reference: str | None = None) -> l
             "num_labelled": count,
             "seeds": len({row["seed"] for row in group}),
             "cases": len(values),
-            "dice": _macro_mean(values),
+            "dice": float(_macro_mean(values)),
             "dice_low": low,
             "dice_high": high,
             "hd95_mm": float(np.mean(finite)) if finite else None,
@@ -141,10 +152,11 @@ def _table(rows: Sequence[dict[str, Any]], cases: Sequence[str], classes: Sequen
     return np.where(count > 0, total / np.maximum(count, 1), np.nan)
 
 
-def _macro_mean(values: np.ndarray) -> float:
+def _macro_mean(values: np.ndarray) -> np.ndarray:
+    """Mean over classes of the mean over cases, of scores (..., cases, classes)."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # a class that none of the resampled cases has
-        return float(np.nanmean(np.nanmean(values, axis=0)))
+        return np.nanmean(np.nanmean(values, axis=-2), axis=-1)
 
 
 def _interval(values: np.ndarray) -> tuple[float | None, float | None]:
@@ -153,9 +165,9 @@ def _interval(values: np.ndarray) -> tuple[float | None, float | None]:
         return None, None
     result = stats.bootstrap(
         (np.arange(len(values)),),
-        lambda chosen: _macro_mean(values[chosen]),
+        lambda chosen, axis: _macro_mean(values[chosen]),  # axis is the last one, as `values` needs it
         n_resamples=RESAMPLES,
-        vectorized=False,
+        vectorized=True,
         method="percentile",
         rng=np.random.default_rng(0),
     )
@@ -167,4 +179,4 @@ def _difference(values: np.ndarray) -> tuple[float, float | None, float | None, 
     # a scan in which no class is annotated says nothing
     by_case = np.nanmean(values[~np.isnan(values).all(axis=1)], axis=1)
     p_value = float(stats.wilcoxon(by_case).pvalue) if by_case.any() else 1.0
-    return _macro_mean(values), low, high, p_value
+    return float(_macro_mean(values)), low, high, p_value

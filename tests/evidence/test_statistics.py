@@ -145,6 +145,18 @@ def test_a_table_is_made_of_the_published_scores(tmp_path):
     assert with_tables(made, tmp_path) == made
 
 
+def test_a_table_can_leave_classes_out(tmp_path):
+    rows = rows_of(UNTRAINED, "finetune", 0.0)
+    expected = np.mean([row["dice"] for row in rows if row["class"] == "B"])
+    assert summarise(rows, without=["A"])[0]["dice"] == pytest.approx(expected)
+    with pytest.raises(InputError, match="must be of the classes of the scores but C came"):
+        summarise(rows, without=["C"])
+    write_csv(tmp_path / "cases.csv", CASE_COLUMNS, rows)
+    document = "<!-- cases.csv against scratch without A: begin -->\n<!-- end -->\n"
+    assert f"| {UNTRAINED} | 2 | {expected:.3f} |" in with_tables(document, tmp_path)
+    assert with_tables(with_tables(document, tmp_path), tmp_path) == with_tables(document, tmp_path)
+
+
 def test_a_file_that_holds_no_scores_is_named(tmp_path):
     with pytest.raises(InputError, match="absent.csv: no such file; name a cases.csv"):
         read_cases(tmp_path / "absent.csv")
