@@ -9,6 +9,7 @@ from .loading import LoadScan, LoadScand, scan_grid
 from .phantom_dataset import PHANTOM_SIZES, write_phantoms
 from .phantoms import PHANTOM_CLASSES, make_phantom, phantom_affine
 from .splits import digest_of_cases, few_label_subset, split_datalist
+from .workers import loader_workers
 from .writer import ExactNiftiWriter
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "digest_of_cases",
     "few_label_subset",
     "list_scans",
+    "loader_workers",
     "make_phantom",
     "output_name",
     "phantom_affine",

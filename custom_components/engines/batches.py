@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
+from monai.data import MetaTensor
 from torch import Tensor
 
 Device = torch.device | str | None
@@ -28,7 +29,7 @@ def prepare_views(
     """
 
     def both(name: str) -> Tensor:
-        return torch.cat([batch[f"{name}_1"], batch[f"{name}_2"]]).to(device, non_blocking=non_blocking)
+        return torch.cat([batch[f"{name}_{view}"].to(device, non_blocking=non_blocking) for view in (1, 2)])
 
     voxels = both("voxels")
     scan = torch.as_tensor(batch["scan"]).to(device, non_blocking=non_blocking)
@@ -48,5 +49,9 @@ def prepare_partial_labels(
 
     `batch` has `image` `(N, C, H, W, D)`, `label` `(N, 1, H, W, D)` and `annotated` `(N, K)`.
     """
-    target = {key: batch[key].to(device, non_blocking=non_blocking) for key in ("label", "annotated")}
-    return batch["image"].to(device, non_blocking=non_blocking), target
+
+    def plain(key: str) -> Tensor:  # every operation on a MetaTensor costs time on the host
+        value = batch[key]
+        return (value.as_tensor() if isinstance(value, MetaTensor) else value).to(device, non_blocking=non_blocking)
+
+    return plain("image"), {key: plain(key) for key in ("label", "annotated")}

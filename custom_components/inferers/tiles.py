@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 Place = Any  # an index: an ellipsis and three slices
 Predict = Callable[[Tensor], Tensor]
 MAIN_MEMORY = torch.device("cpu")
-MAX_GPU_VOXELS = 2**25  # of a tile: GPU kernels count its activations, of up to 64 channels, in 32 bits
+MAX_GPU_VOXELS = 2**25 - 1  # of a tile: GPU kernels count its activations, of up to 64 channels, in 32 bits
 
 
 class TiledInferer(Inferer):
@@ -119,14 +119,13 @@ class TiledInferer(Inferer):
             return self._blend(image, box, tile, steps, predict, image.device)
         budget = free_memory(image.device) * self.memory_share
         a_voxel = self.bytes_per_voxel * len(image)
-        if image.device != MAIN_MEMORY:
-            budget = min(budget, MAX_GPU_VOXELS * self.bytes_per_voxel)
-        if math.prod(size) * a_voxel > budget:  # in one piece the network is done before the logits are kept
+        most = math.inf if image.device == MAIN_MEMORY else MAX_GPU_VOXELS / len(image)
+        if math.prod(size) > min(budget / a_voxel, most):  # in one piece the network is done before the logits are kept
             first: Place = (..., *(slice(length) for length in self.crop_size))
             channels = predict(self._padded(image[box][first])).shape[1]
             if self._device(image, channels, image.device) == image.device:
                 budget -= self._bytes(image, channels)
-        voxels, device = int(budget / a_voxel), image.device
+        voxels, device = int(min(budget / a_voxel, most)), image.device
         while True:
             tile = choose_tile(size, self.crop_size, self.multiple, self.overlap, voxels)
             axes = zip(size, tile, self.crop_size)

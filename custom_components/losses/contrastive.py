@@ -82,7 +82,7 @@ def _similarity(
     is not its positive."""
     similarity = torch.bmm(z[:, rows], z[:, columns].mT).div_(temperature)
     if places is not None:
-        near = torch.cdist(places[:, rows], places[:, columns], compute_mode="donot_use_mm_for_euclid_dist") < apart
+        near = _squared_distance(places[:, rows], places[:, columns]) < apart**2
         for half in (z.shape[1] // 2, -(z.shape[1] // 2)):  # to the positive, where it is in this tile
             near.diagonal(rows.start - columns.start + half, 1, 2).fill_(False)
         similarity.masked_fill_(near, float("-inf"))
@@ -91,6 +91,14 @@ def _similarity(
     if absent is not None:
         similarity.masked_fill_(absent[:, rows, None] | absent[:, None, columns], float("-inf"))
     return similarity
+
+
+def _squared_distance(a: Tensor, b: Tensor) -> Tensor:
+    """Of all rows of `a (G, R, C)` to all of `b (G, S, C)`; `torch.cdist` takes a block of threads a pair on a GPU."""
+    distance = a.new_zeros(len(a), a.shape[1], b.shape[1])
+    for one, other in zip(a.unbind(2), b.unbind(2)):
+        distance += (one[:, :, None] - other[:, None, :]).square_()
+    return distance
 
 
 def _partners(z: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from custom_components.errors import InputError
@@ -28,7 +29,7 @@ def fold_batch_norm(network: nn.Module) -> nn.Module:
     folded = copy.deepcopy(network).eval()
     for layers in _sequences(folded):
         for i, (convolution, norm) in enumerate(zip(list(layers), list(layers)[1:])):
-            if isinstance(convolution, nn.Conv3d) and isinstance(norm, nn.BatchNorm3d) and norm.track_running_stats:
+            if isinstance(convolution, nn.Conv3d) and isinstance(norm, _BatchNorm) and norm.track_running_stats:
                 layers[i], layers[i + 1] = fuse_conv_bn_eval(convolution, norm), nn.Identity()
     return folded
 
@@ -56,7 +57,7 @@ def fast_network(network: nn.Module, backend: str = "torch", cpu_bfloat16: bool 
     for layers in _sequences(fast):
         for i, (before, activation) in enumerate(zip(list(layers), list(layers)[1:])):
             # what a norm or a convolution gives is needed by nobody else
-            if isinstance(activation, nn.ReLU) and isinstance(before, (nn.BatchNorm3d, nn.Conv3d)):
+            if isinstance(activation, nn.ReLU) and isinstance(before, (_BatchNorm, nn.Conv3d)):
                 layers[i + 1] = nn.ReLU(inplace=True)
     fast = fold_batch_norm(fast).requires_grad_(False)
     for module in fast.modules():
