@@ -8,7 +8,9 @@ import hashlib
 import json
 import logging
 import os
+import random
 import shutil
+import socket
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -22,6 +24,8 @@ import torch
 from monai.data import MetaTensor, PersistentDataset
 from monai.transforms import Transform
 from tqdm import tqdm
+
+from custom_components.errors import InputError
 
 from .datalists import DataError
 
@@ -71,14 +75,19 @@ def _stamp(path: str) -> list[Any]:
     return [[os.path.abspath(file), stat.st_size, stat.st_mtime_ns] for file, stat in stats]
 
 
+class CacheError(InputError):
+    """The prepared scans cannot be kept; no scan is at fault."""
+
+
 class MemoryMappedDataset(PersistentDataset):
     """MONAI's `PersistentDataset`, stored as .npy files that are memory-mapped.
 
     The transforms up to the first random one run once an item; a training step then reads from disk only the crop that
     it cuts, never a whole volume. Every item is prepared when the dataset is made, with a progress bar, so that a
     damaged file is found before training starts, all of them in one message. An item's folder is complete or absent
-    (written under another name, then renamed), and it is used only while the source files, the transforms and their
-    code, and MONAI are those that made it. Where an item stands in the list (`scan`) does not matter.
+    (written under another name, then renamed; where a file of it was removed it is made anew), and it is used only
+    while the source files, the transforms and their code, and MONAI are those that made it. Where an item stands in the
+    list (`scan`) does not matter.
 
     Args:
         data: items, such as those of `read_datalist`.
@@ -90,6 +99,7 @@ class MemoryMappedDataset(PersistentDataset):
 
     Raises:
         DataError: one line for each item whose deterministic transforms failed.
+        CacheError: the arrays cannot be written, as where the disk is full; raised at the first.
     """
 
     def __init__(
@@ -112,16 +122,20 @@ class MemoryMappedDataset(PersistentDataset):
 
     def prepare(self, progress: bool = True) -> None:
         """Build what the cache lacks."""
-        absent = [(place, item) for place, item in enumerate(self.data) if not self.item_folder(item).is_dir()]
-        # several processes share the work: each begins elsewhere
-        start = os.getpid() % max(len(absent), 1)
-        absent = absent[start:] + absent[:start]
+        folders = [self.item_folder(item) for item in self.data]
+        # the server of the scans is asked once, not at every step
+        self._folders = {_name(item): folder for item, folder in zip(self.data, folders)}
+        absent = [(place, item) for place, item in enumerate(self.data) if not _is_complete(folders[place])]
+        # several processes share the work: each has an order of its own
+        random.Random(f"{socket.gethostname()} {os.getpid()}").shuffle(absent)
         faults = {}
         for place, item in tqdm(absent, desc="preparing scans", disable=not progress or not absent, mininterval=1):
-            if self.item_folder(item).is_dir():  # another process was first
+            if _is_complete(folders[place]):  # another process was first
                 continue
             try:
-                self._build(item)
+                self._build(item, folders[place])
+            except CacheError:
+                raise
             except Exception as error:  # every fault of a file is reported, none of them hides another
                 faults[place] = _sentence(item, error)
         if faults:
@@ -138,15 +152,28 @@ class MemoryMappedDataset(PersistentDataset):
         key = json.dumps([describe(item), sources], sort_keys=True) + self._transform_key
         return self.folder / hashlib.sha256(key.encode()).hexdigest()[:32]
 
-    def _build(self, item: Mapping[str, Any]) -> None:
+    def _build(self, item: Mapping[str, Any], folder: Path) -> None:
         result = self._pre_transform(deepcopy(dict(item)))
-        folder = self.item_folder(item)
+        if self.item_folder(item) != folder:
+            raise DataError(f"{item.get('image', item)}: changed while it was prepared; start again when it is whole")
+        try:
+            self._write(result, folder)
+        except OSError as error:
+            raise CacheError(
+                f"{self.folder}: prepared scans cannot be written ({error}); free space there, or give another "
+                "--cache_dir"
+            ) from error
+
+    def _write(self, result: Mapping[str, Any], folder: Path) -> None:
+        if folder.is_dir():  # a part of it was removed
+            shutil.rmtree(folder)
         partial = Path(tempfile.mkdtemp(prefix=PARTIAL, dir=self.folder))
         try:
-            record: dict[str, Any] = {"values": {}, "affine": {}}
+            record: dict[str, Any] = {"values": {}, "affine": {}, "bytes": {}}
             for key, value in result.items():
                 if isinstance(value, (torch.Tensor, np.ndarray)):
                     np.save(partial / f"{key}.npy", np.asarray(value))
+                    record["bytes"][key] = (partial / f"{key}.npy").stat().st_size
                     if isinstance(value, MetaTensor):
                         record["affine"][key] = np.asarray(value.affine, dtype=float).tolist()
                 elif not key.endswith("_meta_dict"):
@@ -162,9 +189,9 @@ class MemoryMappedDataset(PersistentDataset):
             shutil.rmtree(partial, ignore_errors=True)
 
     def _cachecheck(self, item_transformed: Mapping[str, Any]) -> dict[str, Any]:
-        folder = self.item_folder(item_transformed)
+        folder = self._folders.get(_name(item_transformed)) or self.item_folder(item_transformed)
         if not folder.is_dir():
-            self._build(item_transformed)
+            self._build(item_transformed, folder)
         record = json.loads((folder / "item.json").read_text())
         item = dict(record["values"])
         if POSITION in item_transformed:
@@ -175,6 +202,20 @@ class MemoryMappedDataset(PersistentDataset):
             affine = record["affine"].get(path.stem)
             item[path.stem] = tensor if affine is None else MetaTensor(tensor, affine=torch.tensor(affine).double())
         return item
+
+
+def _name(item: Mapping[str, Any]) -> str:
+    """What tells an item from the others, without a look at its files."""
+    return json.dumps(describe({key: value for key, value in item.items() if key != POSITION}), sort_keys=True)
+
+
+def _is_complete(folder: Path) -> bool:
+    """Whether every array is there in its size: what cleans a disk may have removed some."""
+    try:
+        sizes = json.loads((folder / "item.json").read_text())["bytes"]
+        return all((folder / f"{key}.npy").stat().st_size == size for key, size in sizes.items())
+    except (OSError, ValueError, KeyError):
+        return False
 
 
 def _is_random(transform: Any) -> bool:

@@ -7,6 +7,9 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import pickle
+import socket
 import time
 from collections.abc import Mapping
 from datetime import datetime, timezone
@@ -21,17 +24,51 @@ from torch import nn
 
 from custom_components.errors import InputError
 from custom_components.networks import load_weights, save_checkpoint, save_weights
-from custom_components.networks.weight_files import provenance_path
+from custom_components.networks.weight_files import not_finite, provenance_path
 from custom_components.provenance import git_commit, training_record
 
 logger = logging.getLogger(__name__)
 
 
 def _save(content: Any, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    torch.save(content, partial)
-    partial.replace(path)
+    """Write a file that is there whole or not at all, also where two processes write it or the machine fails.
+
+    Raises:
+        InputError: it cannot be written; the file that was there is kept.
+    """
+    # two jobs that were started by mistake do not write into each other's file
+    partial = path.with_name(f"{path.name}.{socket.gethostname()}.{os.getpid()}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        torch.save(content, partial)
+        with open(partial, "rb+") as file:
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except (OSError, RuntimeError) as error:  # PyTorch raises the second where a disk is full
+        partial.unlink(missing_ok=True)
+        kept = "the one before it is kept" if path.is_file() else "nothing was saved yet"
+        raise InputError(
+            f"{path}: cannot be written ({_first_line(error)}); {kept}; free space in its folder and give the "
+            "same command again"
+        ) from error
+
+
+def _load(path: Path) -> dict[str, Any]:
+    """The content of a checkpoint.
+
+    Raises:
+        InputError: it is damaged.
+    """
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        raise InputError(
+            f"{path}: is damaged or no checkpoint ({_first_line(error)}); restore it, or remove it to begin anew"
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 class LastCheckpoint:
@@ -47,11 +84,12 @@ class LastCheckpoint:
         save_dict: objects with `state_dict` and `load_state_dict`: network, optimiser, scheduler, trainer, ...
         interval: epochs between two checkpoints.
         seed: the training's seed.
-        resume: False starts anew and overwrites.
+        resume: False starts anew; a checkpoint that is there is kept under another name.
         settings: what makes this training what it is, plain data; a checkpoint with other settings is refused.
 
     Raises:
-        InputError: when the training starts, if the checkpoint is of another training or of a longer one.
+        InputError: when the training starts, if the checkpoint is damaged, of another training or of a longer one; and
+            where one would be written of a network that is not finite, or cannot be written. The file is kept.
     """
 
     def __init__(
@@ -75,14 +113,34 @@ class LastCheckpoint:
         engine.add_event_handler(Events.COMPLETED, self.save)
 
     def save(self, engine: Any) -> None:
+        self._require_finite(engine)
         if engine.state.rank == 0:
             states = {name: item.state_dict() for name, item in self.save_dict.items()}
             _save({**states, "settings": self.settings}, self.path)
 
+    def _require_finite(self, engine: Any) -> None:
+        """On every process alike, so that none waits for one that has stopped."""
+        networks = {name: item.state_dict() for name, item in self.save_dict.items() if isinstance(item, nn.Module)}
+        wrong = not_finite(networks)
+        if wrong:
+            kept = "the checkpoint before it is kept" if self.path.is_file() else "nothing was saved yet"
+            raise InputError(
+                f"{self.path}: the training diverged: {wrong} is not finite after step {engine.state.iteration}; "
+                f"{kept}; give the same command to try again with other random numbers, or begin anew with a lower "
+                "learning_rate in another output_dir"
+            )
+
+    def _put_aside(self) -> None:
+        aside = self.path.with_name(f"last_{datetime.now():%Y%m%d_%H%M%S}.pt")
+        self.path.replace(aside)
+        logger.warning("begins anew; the checkpoint of the training before is kept as %s", aside)
+
     def load(self, engine: Any) -> None:
+        if not self.resume and self.path.is_file() and engine.state.rank == 0:
+            self._put_aside()
         if not (self.resume and self.path.is_file()):
             return
-        state = torch.load(self.path, map_location="cpu", weights_only=True)
+        state = _load(self.path)
         max_epochs, epoch_length = engine.state.max_epochs, engine.state.epoch_length
         found = {**state.get("settings", {}), "steps_per_epoch": state["trainer"]["epoch_length"]}
         wanted = {**self.settings, "steps_per_epoch": epoch_length}
@@ -137,7 +195,7 @@ class BestWeights:
         if not (resume and self.path.with_name("last.pt").is_file()):
             self.path.unlink(missing_ok=True)  # several processes may come here at a time
         elif self.path.is_file():
-            self.best = torch.load(self.path, map_location="cpu", weights_only=True)["metric"]
+            self.best = _load(self.path)["metric"]
 
     def attach(self, engine: Any) -> None:
         engine.add_event_handler(Events.EPOCH_COMPLETED, self)

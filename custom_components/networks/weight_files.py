@@ -116,7 +116,7 @@ def write_state(state: dict[str, Any], path: Path, provenance: Mapping[str, Any]
     Raises:
         WeightsError: a value is not finite; then nothing is written.
     """
-    wrong = _not_finite(state)
+    wrong = not_finite(state)
     if wrong:
         raise WeightsError(
             f"{path}: not written, because {wrong} has values that are not finite or too large for half precision: the "
@@ -139,11 +139,11 @@ def write_state(state: dict[str, Any], path: Path, provenance: Mapping[str, Any]
     return path
 
 
-def _not_finite(state: Mapping[Any, Any]) -> str:
+def not_finite(state: Mapping[Any, Any]) -> str:
     """The name of the first tensor with a value that is not finite, in dictionaries at any depth; empty for none."""
     for name, value in state.items():
         if isinstance(value, Mapping):
-            inner = _not_finite(value)
+            inner = not_finite(value)
             if inner:
                 return inner
         elif not value.isfinite().all():

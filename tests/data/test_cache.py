@@ -14,9 +14,11 @@ from monai.transforms import (
     Orientationd,
     RandSpatialCropd,
     ScaleIntensityd,
+    Transform,
 )
 
 from custom_components.data import DataError, MemoryMappedDataset, cache
+from custom_components.data.cache import CacheError
 from custom_components.transforms import CheckScand
 
 
@@ -99,7 +101,7 @@ def test_a_failed_item_leaves_nothing_half_written(scans, tmp_path, monkeypatch)
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(np, "save", disk_full)
-    with pytest.raises(DataError, match="No space left"):
+    with pytest.raises(CacheError, match=r"cache: prepared scans cannot be written \(.*No space left.*--cache_dir$"):
         MemoryMappedDataset(scans, pipeline(), tmp_path / "cache", progress=False)
     assert list((tmp_path / "cache").iterdir()) == []
 
@@ -126,6 +128,33 @@ def test_a_missing_item_is_built_again(scans, tmp_path):
     dataset = MemoryMappedDataset(scans, pipeline(), tmp_path / "cache", progress=False)
     shutil.rmtree(dataset.item_folder(scans[0]))
     assert dataset[0]["image"].shape == (1, 4, 4, 4)
+
+
+def test_an_item_of_which_a_file_was_removed_is_made_anew_at_the_next_start(scans, tmp_path):
+    dataset = MemoryMappedDataset(scans, pipeline(), tmp_path / "cache", progress=False)
+    expected = dataset._cachecheck(scans[0])["image"].clone()
+    (dataset.item_folder(scans[0]) / "image.npy").unlink()
+    (dataset.item_folder(scans[1]) / "image.npy").write_bytes(b"cut")
+    again = MemoryMappedDataset(scans, pipeline(), tmp_path / "cache", progress=False)
+    assert torch.equal(again._cachecheck(scans[0])["image"], expected)
+    assert again._cachecheck(scans[1])["image"].shape == expected.shape
+
+
+def test_prepared_scans_are_used_while_the_folder_of_the_scans_cannot_be_reached(scans, tmp_path):
+    dataset = MemoryMappedDataset(scans, pipeline(), tmp_path / "cache", progress=False)
+    os.rename(scans[0]["image"], tmp_path / "away.nii.gz")
+    assert dataset[0]["image"].shape == (1, 4, 4, 4)
+
+
+def test_a_scan_that_changes_while_it_is_prepared_is_refused(scans, tmp_path):
+    class Changing(Transform):
+        def __call__(self, item):
+            os.utime(scans[0]["image"], (0, 0))
+            return item
+
+    transform = Compose([Changing(), *pipeline().transforms])
+    with pytest.raises(DataError, match="changed while it was prepared"):
+        MemoryMappedDataset(scans[:1], transform, tmp_path / "cache", progress=False)
 
 
 def test_other_code_makes_new_items(scans, tmp_path, monkeypatch):

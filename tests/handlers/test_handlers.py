@@ -83,6 +83,58 @@ def test_a_training_killed_between_checkpoints_loses_only_what_followed_the_last
     assert steps == list(range(7, 13))
 
 
+def test_a_training_that_diverges_keeps_its_last_checkpoint(tmp_path):
+    network = torch.nn.Linear(2, 1)
+    engine = trainer(network, epochs=4)
+    LastCheckpoint(tmp_path, {"network": network}).attach(engine)
+    engine.add_event_handler(Events.ITERATION_COMPLETED(once=5), lambda: network.weight.data.fill_(float("nan")))
+    with pytest.raises(
+        InputError, match=r"last.pt: the training diverged: weight is not finite after step 6; the checkp"
+    ):
+        engine.start()
+    state = torch.load(tmp_path / "last.pt", weights_only=True)
+    assert state["trainer"]["iteration"] == 3 and state["network"]["weight"].isfinite().all()
+
+
+def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(tmp_path, monkeypatch):
+    network = torch.nn.Linear(2, 1)
+    engine = trainer(network)
+    LastCheckpoint(tmp_path, {"network": network}).attach(engine)
+
+    def full(content, path):
+        path.write_bytes(b"half")
+        raise RuntimeError("unexpected pos 64 vs 0")
+
+    engine.add_event_handler(Events.ITERATION_COMPLETED(once=4), lambda: monkeypatch.setattr(torch, "save", full))
+    with pytest.raises(
+        InputError, match=r"last.pt: cannot be written \(unexpected pos 64 vs 0\); the one before it is ke"
+    ):
+        engine.start()
+    assert [path.name for path in tmp_path.iterdir()] == ["last.pt"]
+    assert torch.load(tmp_path / "last.pt", weights_only=True)["trainer"]["iteration"] == 3
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 cut", b"\x80\x02cos\nsystem\n."])
+def test_a_damaged_checkpoint_is_named(content, tmp_path):
+    network = torch.nn.Linear(2, 1)
+    engine = trainer(network)
+    LastCheckpoint(tmp_path, {"network": network}).attach(engine)
+    (tmp_path / "last.pt").write_bytes(content)
+    with pytest.raises(InputError, match=r"last.pt: is damaged or no checkpoint \(.*remove it to begin anew"):
+        engine.start()
+    assert (tmp_path / "last.pt").read_bytes() == content
+
+
+def test_a_training_that_begins_anew_keeps_the_checkpoint_that_was_there(tmp_path):
+    network = torch.nn.Linear(2, 1)
+    for resume in (True, False):
+        engine = trainer(network, epochs=1)
+        LastCheckpoint(tmp_path, {"network": network}, resume=resume).attach(engine)
+        engine.start()
+    aside = [path for path in tmp_path.glob("last_*.pt")]
+    assert len(aside) == 1 and torch.load(aside[0], weights_only=True)["trainer"]["iteration"] == 3
+
+
 def test_a_checkpoint_of_another_epoch_length_is_refused(tmp_path):
     network = torch.nn.Linear(2, 1)
     for length in (3, 5):
