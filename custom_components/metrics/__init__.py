@@ -2,6 +2,14 @@
 
 from .retrieval import VoxelRetrieval
 from .segmentation import SegmentationScores, mean_by_class, write_scores
-from .tables import write_csv
+from .tables import record_scores, scored_split, write_csv
 
-__all__ = ["SegmentationScores", "VoxelRetrieval", "mean_by_class", "write_csv", "write_scores"]
+__all__ = [
+    "SegmentationScores",
+    "VoxelRetrieval",
+    "mean_by_class",
+    "record_scores",
+    "scored_split",
+    "write_csv",
+    "write_scores",
+]

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import csv
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from custom_components.delivery import file_digest
+from custom_components.errors import InputError
 
 
 def write_csv(path: str | Path, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
@@ -23,6 +27,43 @@ def write_csv(path: str | Path, columns: Sequence[str], rows: Iterable[Mapping[s
             values = [row[column] for column in columns]
             writer.writerow([_number(value) if isinstance(value, float) else value for value in values])
     partial.replace(path)
+
+
+def record_scores(scores: str | Path, weights: str | Path, split: str) -> Path:
+    """Write beside a table of scores, as `metrics.json` beside `metrics.csv`, which weights it is of.
+
+    Args:
+        scores: the table.
+        weights: the file that was scored.
+        split: part of the data that was scored, as in `split_datalist`.
+    """
+    path = Path(scores).with_suffix(".json")
+    record = {"scores": file_digest(scores), "weights": file_digest(weights), "split": split}
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(json.dumps(record, indent=4) + "\n")
+    partial.replace(path)
+    return path
+
+
+def scored_split(scores: str | Path, weights: str | Path) -> str:
+    """The part of the data that a table of scores is of, after a look whether it is of these weights.
+
+    Raises:
+        InputError: it is of other weights, was changed, or has no record.
+    """
+    path = Path(scores).with_suffix(".json")
+    again = "run evaluate.json with these weights"
+    if not path.is_file():
+        raise InputError(f"{path}: no such file, so that nobody knows which weights {scores} is of; {again}")
+    try:
+        record = json.loads(path.read_text())
+        found, split = {"scores": record["scores"], "weights": record["weights"]}, str(record["split"])
+    except (ValueError, KeyError, TypeError):
+        raise InputError(f"{path}: is not the record of scores that evaluate.json writes; {again}") from None
+    for name, file in (("weights", weights), ("scores", scores)):
+        if found[name] != file_digest(file):
+            raise InputError(f"{path}: was written for other {name} than {file}; {again}")
+    return split
 
 
 def _number(value: float) -> str:

@@ -17,6 +17,7 @@ from typing import Any
 
 from custom_components.delivery import file_digest
 from custom_components.errors import InputError
+from custom_components.metrics import scored_split
 from custom_components.networks import read_weights
 from custom_components.networks.weight_files import provenance_path
 from custom_components.provenance import shell_command, without_places
@@ -30,12 +31,10 @@ FORMER = (
         f"models/{name}"
         for name in ("pretraining.pt", "pretraining.json", "model.safetensors", "model.safetensors.json")
     ),
-    *("docs/metrics.csv", "docs/retrieval.csv"),
+    *(f"docs/{name}" for name in ("metrics.csv", "metrics.json", "retrieval.csv", "retrieval.json")),
 )
 BEGIN = "<!-- figures of the weights, written by scripts.adopt_weights: begin -->"
 END = "<!-- end -->"
-# of the figures
-SOURCE = "`evaluate.json`, by default the held-out fifth"
 
 
 def adopt_weights(
@@ -52,7 +51,8 @@ def adopt_weights(
     Args:
         bundle: folder of the bundle.
         weights: `model.pt` of a training, with `model.json` beside it.
-        scores: `metrics.csv` or `retrieval.csv` that the bundle's `evaluate.json` wrote for these weights.
+        scores: `metrics.csv` or `retrieval.csv` that the bundle's `evaluate.json` wrote for these weights, with the
+            record beside it that says so.
         licence: of the weights, as the Hugging Face Hub spells it, such as cc-by-4.0.
         with_cases: also copy the scores of every case to `docs/`; their names may tell who the patients are.
 
@@ -60,8 +60,8 @@ def adopt_weights(
         The figures, as they are written to `eval_metrics`.
 
     Raises:
-        InputError: a file is missing, damaged, or not what it should be, or the bundle is for a network with other
-            classes, spacing, intensities or size; then nothing is written.
+        InputError: a file is missing, damaged, or not what it should be, the scores are of other weights, or the
+            bundle is for a network with other classes, spacing, intensities or size; then nothing is written.
     """
     metadata_path, readme = bundle / "configs" / "metadata.json", bundle / "docs" / "README.md"
     for path in (metadata_path, readme, provenance_path(weights), scores):
@@ -79,7 +79,8 @@ def adopt_weights(
     for fault in setting_faults(bundle, record):
         raise InputError(f"{bundle.name}/{fault}")
     figures = _figures(rows)
-    table = "\n".join(_table(rows))
+    split = scored_split(scores, weights)
+    table = "\n".join(_table(rows, "held-out scans" if split == "test" else f"scans (`--split {split}`)"))
     if with_cases:
         table += f"\n\nThe scores of every case: [{scores.name}]({scores.name})."
     metadata = json.loads(metadata_path.read_text())
@@ -97,7 +98,7 @@ def adopt_weights(
     models.mkdir(exist_ok=True)
     copies = {weights: models / "model.pt"}
     if with_cases:
-        copies[scores] = docs / scores.name
+        copies |= {path: docs / path.name for path in (scores, scores.with_suffix(".json"))}
     for source, target in copies.items():
         if source.resolve() != target.resolve():
             shutil.copyfile(source, target)
@@ -156,14 +157,14 @@ def _figures(rows: Sequence[Mapping[str, str]]) -> dict[str, float]:
     }
 
 
-def _table(rows: Sequence[Mapping[str, str]]) -> list[str]:
-    """Lines of Markdown: what was measured on how many scans."""
+def _table(rows: Sequence[Mapping[str, str]], scans: str) -> list[str]:
+    """Lines of Markdown: what was measured on how many of these scans."""
     cases = len({row["case"] for row in rows})
     if "dice" not in rows[0]:
-        lines = [f"Measured on {cases} scans, {len(rows)} pairs of views ({SOURCE}):", ""]
+        lines = [f"Measured on {cases} {scans}, {len(rows)} pairs of views (`evaluate.json`):", ""]
         lines += ["| measure | mean |", "| --- | --- |"]
         return lines + [f"| {name.replace('_', ' ')} | {value} |" for name, value in _figures(rows).items()]
-    lines = [f"Measured on {cases} scans, on their own grids ({SOURCE}):", ""]
+    lines = [f"Measured on {cases} {scans}, on their own grids (`evaluate.json`):", ""]
     lines += ["| class | annotated in | Dice | HD95, mm | missed or found in vain |", "| --- | --- | --- | --- | --- |"]
     columns: dict[str, list[float]] = {"dice": [], "hd95_mm": []}
     for name, found in _by_class(rows).items():

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from custom_components.errors import InputError
+from custom_components.metrics import record_scores
 from custom_components.networks import SegmentationNetwork, save_weights
 from custom_components.release import adopt_weights, check_bundle, model_card
 
@@ -22,6 +23,7 @@ def trained(tmp_path):
     record = {"data": "data/Scans", "scans": 7, "steps": 5, "commit": "abc", "minutes": 1.5, "machine": "2 CPU threads"}
     save_weights(SegmentationNetwork(num_classes=2, **TINY), tmp_path / "out" / "model.pt", {**record, **TINY})
     (tmp_path / "out" / "metrics.csv").write_text(SCORES)
+    record_scores(tmp_path / "out" / "metrics.csv", tmp_path / "out" / "model.pt", "test")
     return tmp_path / "out"
 
 
@@ -46,23 +48,27 @@ def test_the_next_weights_replace_what_was_written_of_the_last(bundles, trained)
     adopt_weights(bundle, trained / "model.pt", trained / "metrics.csv", "cc-by-4.0")
     first = json.loads((bundle / "models" / "model.json").read_text())["sha256"]
     save_weights(SegmentationNetwork(num_classes=2, **TINY), trained / "model.pt", {"data": "data/Scans"})
+    with pytest.raises(InputError, match="metrics.json: was written for other weights than .*model.pt; run evaluate"):
+        adopt_weights(bundle, trained / "model.pt", trained / "metrics.csv", "cc-by-4.0")
+    record_scores(trained / "metrics.csv", trained / "model.pt", "all")
     (bundle / "models" / "model.safetensors").write_bytes(b"of the weights before")
     adopt_weights(bundle, trained / "model.pt", trained / "metrics.csv", "cc-by-4.0", with_cases=True)
     text = (bundle / "docs" / "README.md").read_text()
     sha256 = json.loads((bundle / "models" / "model.json").read_text())["sha256"]
     assert first != sha256 and sha256 in text and first not in text and text.count("begin -->") == 1
-    assert (bundle / "docs" / "metrics.csv").read_text() == SCORES
+    assert (bundle / "docs" / "metrics.csv").read_text() == SCORES and "on 2 scans (`--split all`), on" in text
     assert not (bundle / "models" / "model.safetensors").exists()
     check_bundle(bundle)
     # once more from the bundle itself, and then without the cases
     adopt_weights(bundle, bundle / "models" / "model.pt", bundle / "docs" / "metrics.csv", "mit", with_cases=True)
     assert (bundle / "docs" / "metrics.csv").read_text() == SCORES
     adopt_weights(bundle, trained / "model.pt", trained / "metrics.csv", "mit")
-    assert not (bundle / "docs" / "metrics.csv").exists()
+    assert not list((bundle / "docs").glob("metrics.*"))
 
 
 def test_retrieval_is_the_mean_of_every_column(bundles, trained):
     (trained / "retrieval.csv").write_text(RETRIEVAL)
+    record_scores(trained / "retrieval.csv", trained / "model.pt", "test")
     figures = adopt_weights(bundles / SSL, trained / "model.pt", trained / "retrieval.csv", "mit")
     assert figures == {"retrieved_within_1": 0.6, "median_mm": 3.0}
     text = (bundles / SSL / "docs" / "README.md").read_text()
@@ -94,7 +100,9 @@ def test_a_bundle_for_another_network_does_not_adopt_it(name, value, bundles, tr
     assert {path: path.read_bytes() for path in bundle.rglob("*") if path.is_file()} == before
 
 
-@pytest.mark.parametrize("fault", ["no record", "damaged weights", "no scores", "other table", "other classes"])
+@pytest.mark.parametrize(
+    "fault", ["no record", "damaged weights", "no scores", "other table", "other classes", "changed"]
+)
 def test_nothing_is_written_where_something_is_wrong(fault, bundles, trained):
     bundle = bundles / SEGMENTER
     before = {path: path.read_bytes() for path in bundle.rglob("*") if path.is_file()}
@@ -107,6 +115,8 @@ def test_nothing_is_written_where_something_is_wrong(fault, bundles, trained):
         (trained / "metrics.csv").unlink()
     elif fault == "other table":
         (trained / "metrics.csv").write_text("a,b\n1,2\n")
+    elif fault == "changed":
+        (trained / "metrics.csv").write_text(SCORES.replace("0.6", "0.9"))
     else:
         record = json.loads((trained / "model.json").read_text())
         (trained / "model.json").write_text(json.dumps({**record, "classes": ["Liver", "Spleen"]}))

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from custom_components.errors import InputError
+from custom_components.metrics import record_scores
 from custom_components.networks import SegmentationNetwork, save_weights
 from custom_components.release import adopt_weights, check_bundle, check_network, new_bundle, release_bundles
 
@@ -45,6 +46,7 @@ def test_a_copy_adopts_weights_and_is_released_once_its_metadata_is_filled_in(bu
     record = {"data": "data/Scans", "scans": 7, "classes": CLASSES, "command": "python -m x", **TINY}
     save_weights(SegmentationNetwork(num_classes=3, **TINY), tmp_path / "out" / "model.pt", record)
     (tmp_path / "out" / "metrics.csv").write_text(SCORES)
+    record_scores(tmp_path / "out" / "metrics.csv", tmp_path / "out" / "model.pt", "test")
     with pytest.raises(InputError, match="class_names.*a bundle of their own"):
         adopt_weights(bundles / SEGMENTER, tmp_path / "out" / "model.pt", tmp_path / "out" / "metrics.csv", "mit")
     adopt_weights(mine, tmp_path / "out" / "model.pt", tmp_path / "out" / "metrics.csv", "mit")
