@@ -14,7 +14,8 @@ from torch.utils._pytree import tree_map_only
 def has_native_bfloat16() -> bool:
     """Whether this CPU multiplies in bfloat16 (AVX512-BF16: AMD since Zen 4, Intel Xeon since Cooper Lake).
 
-    Others emulate it, up to 200 times slower than single precision. False where PyTorch cannot tell.
+    Others emulate it, up to 200 times slower than single precision, and those without AVX-512 have no convolutions in
+    it. False where PyTorch cannot tell.
     """
     capabilities: Callable[[], dict[str, Any]] = getattr(torch.cpu, "get_capabilities", dict)
     return bool(capabilities().get("avx512_bf16", False))
