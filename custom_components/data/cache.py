@@ -165,7 +165,7 @@ class MemoryMappedDataset(PersistentDataset):
             ) from error
 
     def _write(self, result: Mapping[str, Any], folder: Path) -> None:
-        if folder.is_dir():  # a part of it was removed
+        if folder.is_dir() and not _is_complete(folder):  # a part of it was removed
             shutil.rmtree(folder)
         partial = Path(tempfile.mkdtemp(prefix=PARTIAL, dir=self.folder))
         try:
