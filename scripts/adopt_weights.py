@@ -27,7 +27,8 @@ def adopt(
         weights: model.pt of a training, with model.json beside it.
         scores: metrics.csv or retrieval.csv, which the bundle's evaluate.json wrote for these weights.
         licence: of the weights, as the Hugging Face Hub spells it; that of the data may decide it.
-        with_cases: also publish the scores of every case, under its file's name.
+        with_cases: also publish the scores of every case, under its file's name, and digests of the names of the scans
+            that the weights have seen.
         bundles_dir: folder of the bundles.
     """
     folder = Path(str(bundles_dir)) / str(bundle)

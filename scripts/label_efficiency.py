@@ -25,6 +25,7 @@ from custom_components.evidence import (
     run_cells,
     summary_table,
     training_settings,
+    warn_of_seen_by_backbones,
     write_results,
 )
 
@@ -83,6 +84,7 @@ def label_efficiency(
     cells = make_cells(folder, files, counts, as_list(heads), [int(seed) for seed in as_list(seeds)], backbone_settings)
     common = {"dataset_dir": dataset_dir, **settings}
     training = training_settings(as_list(heads), steps, output / "cache")
+    warn_of_seen_by_backbones(cells, common)
     failed = run_cells(cells, output, common, training, jobs)
     summary = write_results(cells, output)
     if summary:

@@ -25,6 +25,7 @@ def start_network(
     classes: Sequence[str],
     annotating: bool,
     settings: Mapping[str, Any] | None = None,
+    checkpoint: str | Path | None = None,
 ) -> SegmentationNetwork:
     """Load what a training starts from.
 
@@ -38,14 +39,14 @@ def start_network(
         weights: the file of the network in use, `models/model.pt`.
         classes: the classes to train; the head is made anew where it has another number.
         annotating: whether the training is an annotator's.
-        settings: as for `load_pretrained_backbone`.
+        settings, checkpoint: as for `load_pretrained_backbone`.
 
     Raises:
         WeightsError: as `load_pretrained_backbone`.
     """
     network.set_num_classes(len(classes))
     if not annotating:
-        load_pretrained_backbone(network, pretrained, settings)
+        load_pretrained_backbone(network, pretrained, settings, checkpoint)
         return network
     weights = Path(weights)
     kept = weights.with_name(RELEASED)

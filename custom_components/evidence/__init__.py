@@ -13,6 +13,7 @@ from .grid import (
     make_cells,
     run_cells,
     training_settings,
+    warn_of_seen_by_backbones,
 )
 from .report import figures_of, markdown_table, require_all, summary_table, with_tables, write_results
 from .statistics import CASE_COLUMNS, SUMMARY_COLUMNS, case_rows, read_cases, summarise
@@ -42,6 +43,7 @@ __all__ = [
     "summarise",
     "summary_table",
     "training_settings",
+    "warn_of_seen_by_backbones",
     "with_tables",
     "write_results",
 ]

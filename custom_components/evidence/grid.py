@@ -13,15 +13,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from monai.bundle import ConfigParser
 from tqdm import tqdm
 
 from custom_components.delivery import file_digest
 from custom_components.errors import InputError
+from custom_components.metrics import warn_of_seen
 
 UNTRAINED = "untrained"
 # what a training's `model.json` says that is another in every cell, or does not decide on the scores
-OF_ONE_CELL = set("sha256 data scans cases crop_ratios num_labelled seed pretrained selection command commit".split())
-OF_ONE_CELL |= set("minutes started finished machine torch monai".split())
+OF_ONE_CELL = set("sha256 data scans cases seen_scans crop_ratios num_labelled seed pretrained selection".split())
+OF_ONE_CELL |= set("command commit minutes started finished machine torch monai".split())
 # head -> override merged on train.json, and run id
 HEADS: dict[str, tuple[list[str], str]] = {
     "linear": ([], "quick_probe"),
@@ -175,6 +177,21 @@ def training_settings(
         )
     counts = {head: {"max_steps": count} for head, count in (steps or {}).items()}
     return {head: {"cache_dir": cache_dir, **counts.get(head, {})} for head in heads}
+
+
+def warn_of_seen_by_backbones(cells: Sequence[Cell], settings: Mapping[str, Any]) -> None:
+    """Log a warning for every backbone that was pre-trained on scans that the cells are scored on.
+
+    Args:
+        cells: of one bundle.
+        settings: overrides for all evaluations, as in `run_cells`.
+    """
+    parser = ConfigParser()
+    parser.read_config(cells[0].bundle / "configs" / "evaluate.json")
+    parser.update({"bundle_root": str(cells[0].bundle), **settings})
+    held_out = parser.get_parsed_content("dataset#data")
+    for weights in dict.fromkeys(cell.weights for cell in cells if cell.weights is not None):
+        warn_of_seen(held_out, weights)
 
 
 def as_counts(values: Any) -> list[int | None]:

@@ -145,6 +145,13 @@ class LastCheckpoint:
         found = {**state.get("settings", {}), "steps_per_epoch": state["trainer"]["epoch_length"]}
         wanted = {**self.settings, "steps_per_epoch": epoch_length}
         differing = [key for key in wanted if key in found and found[key] != wanted[key]]
+        if differing == ["steps_per_epoch"]:
+            length = found["steps_per_epoch"]
+            steps = -(-max_epochs * epoch_length // length) * length
+            raise InputError(
+                f"{self.path}: was written by a training of {length} steps an epoch, and this max_steps makes it "
+                f"{epoch_length}; go on with --steps_per_epoch {length} --max_steps {steps}"
+            )
         if differing:
             key = differing[0]
             raise InputError(
@@ -245,13 +252,18 @@ class ReleaseWeights:
         self.steps_made = 0
 
     def state_dict(self) -> dict[str, Any]:
-        """Training time so far, so that it adds up over restarts; when the training started, and from which commit."""
+        """Training time so far, so that it adds up over restarts; when the training started, and from which commit; the
+        scans that it and the file that it started from have seen, because the file may be gone when it goes on.
+        """
         seconds = self.seconds + time.monotonic() - self._since
-        return {"seconds": seconds, "commit": self.commit, "started": self.started}
+        seen = {"seen_scans": self.settings["seen_scans"]} if "seen_scans" in self.settings else {}
+        return {"seconds": seconds, "commit": self.commit, "started": self.started, **seen}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.seconds, self._since = state["seconds"], time.monotonic()
         self.commit, self.started = state.get("commit", self.commit), state.get("started", self.started)
+        if "seen_scans" in state:
+            self.settings["seen_scans"] = state["seen_scans"]
 
     def attach(self, engine: Any) -> None:
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._count)

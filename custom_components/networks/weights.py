@@ -139,7 +139,10 @@ def _skipped(state: Mapping[str, Tensor], own: Iterable[str]) -> list[str]:
 
 
 def load_pretrained_backbone(
-    network: nn.Module, path: str | Path | None, settings: Mapping[str, Any] | None = None
+    network: nn.Module,
+    path: str | Path | None,
+    settings: Mapping[str, Any] | None = None,
+    checkpoint: str | Path | None = None,
 ) -> nn.Module:
     """Load the backbone of a weight file into `network` (an `FPN3d`, or a network with a `.backbone`).
 
@@ -150,12 +153,17 @@ def load_pretrained_backbone(
         path: weight file; None, or "none" on a command line, leaves the network untrained.
         settings: how images are prepared here, such as `spacing`; a warning is logged where the backbone was trained
             with others.
+        checkpoint: of a training that was stopped, if there is one: it goes on from there, so that weights that have
+            been moved since are not missed.
 
     Raises:
         WeightsError: as `read_weights`, or where the backbone does not load whole.
     """
     if path is None or str(path).lower() == "none":
         logger.info("backbone: untrained (no pretrained weights asked for)")
+        return network
+    if checkpoint is not None and Path(checkpoint).is_file() and not Path(path).is_file():
+        logger.warning("%s: no such weight file any more; the training goes on from %s", path, checkpoint)
         return network
     skipped = _load_backbone(network, read_weights(path), path)
     logger.info("beside the backbone: %s", _listed("skipped", skipped))
@@ -185,7 +193,10 @@ def _listed(what: str, keys: Sequence[str]) -> str:
 
 
 def continue_pretraining(
-    network: nn.Module, path: str | Path | None, optimizer: torch.optim.Optimizer | None = None
+    network: nn.Module,
+    path: str | Path | None,
+    optimizer: torch.optim.Optimizer | None = None,
+    checkpoint: str | Path | None = None,
 ) -> nn.Module:
     """Start a pre-training where another one ended: backbone, heads and, if the file has it, the optimiser's state.
 
@@ -198,12 +209,13 @@ def continue_pretraining(
         path: a pre-training's `pretraining.pt` or `model.pt`, or any file with its backbone; None, or "none" on a
             command line, starts anew.
         optimizer: the optimiser of the network's parameters, after the network was moved to its device.
+        checkpoint: as in `load_pretrained_backbone`.
 
     Raises:
         WeightsError: as `load_pretrained_backbone`.
     """
-    if path is None or str(path).lower() == "none":
-        return load_pretrained_backbone(network, path)
+    if path is None or not Path(path).is_file():
+        return load_pretrained_backbone(network, path, checkpoint=checkpoint)
     state, moments = read_checkpoint(path)
     others = _load_backbone(network, state, path)
     own = network.state_dict()

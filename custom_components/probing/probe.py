@@ -76,7 +76,8 @@ class LinearProbe:
         """Fit the head, write the weights; then validate.
 
         Raises:
-            InputError: `path` holds the network of a training, which took longer than this, and `replace` is False.
+            InputError: `path` holds the network of a training, which took longer than this, or its folder a checkpoint,
+                and `replace` is False.
             InputError: where the head is not linear.
         """
         start, commit = time.monotonic(), git_commit()
@@ -94,12 +95,15 @@ class LinearProbe:
         try:
             steps = json.loads(provenance_path(self.path).read_text()).get("steps", 0)
         except (OSError, ValueError):
-            return
+            steps = 0
+        checkpoint = self.path.parent / "checkpoints" / "last.pt"
         if steps > 0 and self.path.is_file():
-            raise InputError(
-                f"{self.path}: is the network of a training of {steps} steps, which a linear probe would replace; "
-                "choose another output_dir"
-            )
+            what = f"{self.path}: is the network of a training of {steps} steps"
+        elif checkpoint.is_file():
+            what = f"{checkpoint}: is of a training that was stopped and has yet to write its network"
+        else:
+            return
+        raise InputError(f"{what}, which a linear probe would replace; choose another output_dir")
 
     def fit(self, max_scans: int | None = None) -> SegmentationNetwork:
         """Read or make the vectors and fit the head, as the whole of a probe or as the start of a fine-tuning.

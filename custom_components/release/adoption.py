@@ -17,7 +17,7 @@ from typing import Any
 
 from custom_components.delivery import file_digest
 from custom_components.errors import InputError
-from custom_components.metrics import scored_split
+from custom_components.metrics import scored_split, warn_of_seen
 from custom_components.networks import read_weights
 from custom_components.networks.weight_files import provenance_path
 from custom_components.provenance import shell_command, without_places
@@ -42,8 +42,8 @@ def adopt_weights(
 ) -> dict[str, float]:
     """Put trained weights into a bundle, with the figures of an evaluation; weights and scores that it had are removed.
 
-    Absolute paths in the record, which name places of one machine and perhaps people, come relative to the checkout or
-    as their last part.
+    Logs a warning where scans that were scored have names that the weights have seen. Absolute paths in the record,
+    which name places of one machine and perhaps people, come relative to the checkout or as their last part.
 
     Writes `models/model.pt` and `.json`; `weights` and `eval_metrics` of `configs/metadata.json`; and the block between
     two comments in the section "Released weights" of `docs/README.md`, which is added where it is missing.
@@ -54,7 +54,8 @@ def adopt_weights(
         scores: `metrics.csv` or `retrieval.csv` that the bundle's `evaluate.json` wrote for these weights, with the
             record beside it that says so.
         licence: of the weights, as the Hugging Face Hub spells it, such as cc-by-4.0.
-        with_cases: also copy the scores of every case to `docs/`; their names may tell who the patients are.
+        with_cases: also copy the scores of every case to `docs/`, and keep in the record which scans the weights have
+            seen; the names may tell who the patients are.
 
     Returns:
         The figures, as they are written to `eval_metrics`.
@@ -80,6 +81,7 @@ def adopt_weights(
         raise InputError(f"{bundle.name}/{fault}")
     figures = _figures(rows)
     split = scored_split(scores, weights)
+    warn_of_seen([{"case": case} for case in dict.fromkeys(row["case"] for row in rows)], weights)
     table = "\n".join(_table(rows, "held-out scans" if split == "test" else f"scans (`--split {split}`)"))
     if with_cases:
         table += f"\n\nThe scores of every case: [{scores.name}]({scores.name})."
@@ -88,6 +90,8 @@ def adopt_weights(
         record["command"] = shell_command(shlex.split(record.get("command", "?")))
     except ValueError:
         raise InputError(f"{provenance_path(weights)}: its command is no shell command; correct it") from None
+    if not with_cases:
+        record.pop("seen_scans", None)
     record |= {key: without_places(record[key]) for key in ("data", "pretrained", "command") if key in record}
     stated = {"sha256": file_digest(weights), "license": licence, **{k: record[k] for k in RECORDED if k in record}}
     metadata["weights"] = {"models/model.pt": stated}

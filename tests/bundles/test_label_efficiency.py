@@ -1,9 +1,13 @@
 """The label-efficiency grid on phantoms, through the bundle's own configs."""
 
 import csv
+import json
+import shutil
 
 import pytest
 
+from custom_components.data import read_datalist, split_datalist
+from custom_components.metrics import seen_scans
 from scripts.label_efficiency import label_efficiency
 
 from .conftest import CLASSES, SMALL
@@ -11,11 +15,18 @@ from .conftest import CLASSES, SMALL
 pytestmark = pytest.mark.slow
 
 
-def test_a_grid_is_trained_scored_drawn_and_not_trained_again(mri_phantoms, pretrained, tmp_path, monkeypatch, capsys):
+def test_a_grid_is_trained_scored_drawn_and_not_trained_again(
+    mri_phantoms, pretrained, tmp_path, monkeypatch, capsys, caplog
+):
     settings = {**SMALL, **CLASSES, "dataset_dir": str(mri_phantoms), "output_dir": str(tmp_path), "num_labelled": 2}
-    grid = {"backbones": {"ours": str(pretrained / "model.pt"), "released": str(pretrained / "model.pt")}, "seeds": 0}
+    held_out = split_datalist(read_datalist(mri_phantoms), "test")
+    shutil.copy(pretrained / "model.pt", tmp_path)
+    (tmp_path / "model.json").write_text(json.dumps({"seen_scans": seen_scans(held_out)}))
+    grid = {"backbones": {"ours": str(tmp_path / "model.pt"), "released": str(pretrained / "model.pt")}, "seeds": 0}
     steps = {"finetune": 2}
     label_efficiency(**settings, **grid, heads=["linear", "finetune"], steps=steps, jobs=2)
+    (message,) = [message for message in caplog.messages if "have the names of scans" in message]
+    assert message.startswith(f"{tmp_path / 'model.pt'}: 1 of the 1 scans")
     with open(tmp_path / "cases.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert list(rows[0]) == "bundle backbone head num_labelled seed case class dice hd95_mm".split()

@@ -105,6 +105,24 @@ def test_every_option_trains_the_same_network(run_bundle, mri_phantoms, pretrain
     torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance)
 
 
+def test_a_training_that_was_stopped_goes_on_without_the_file_that_it_started_from(
+    run_bundle, mri_phantoms, pretrained, tmp_path
+):
+    start = tmp_path / "start.pt"
+    for suffix in (".pt", ".json"):
+        shutil.copyfile(pretrained / f"model{suffix}", start.with_suffix(suffix))
+    settings = {**SMALL, **SHORT, **CLASSES, "dataset_dir": mri_phantoms, "pretrained": start, "num_labelled": 2}
+    records = []
+    for max_steps in (4, 6):
+        run_bundle(BUNDLE, "train", output_dir=tmp_path / "out", **{**settings, "max_steps": max_steps})
+        records.append(json.loads((tmp_path / "out" / "model.json").read_text()))
+        for path in tmp_path.glob("start.*"):
+            path.unlink()
+    assert [record["steps"] for record in records] == [4, 6]
+    # two labelled ones, and all but the one held out by the pre-training
+    assert [len(record["seen_scans"].split()) for record in records] == [5, 5]
+
+
 def test_accumulated_steps_are_fewer_steps_of_the_optimiser(run_bundle, mri_phantoms, tmp_path):
     settings = {**SMALL, **SHORT, **CLASSES, "accumulation_steps": 2, "num_workers": 2}
     run_bundle(BUNDLE, "train", "from_scratch", dataset_dir=mri_phantoms, output_dir=tmp_path, **settings)
@@ -149,10 +167,12 @@ def test_an_annotators_request_trains_the_network_in_use_on_classes_of_ones_own(
     assert kept == (run_id == "run")
 
 
-def test_evaluation_scores_every_case_and_class(run_bundle, mri_phantoms, segmenter, tmp_path):
+def test_evaluation_scores_every_case_and_class(run_bundle, command_line, mri_phantoms, segmenter, tmp_path):
     settings = {**SMALL, **CLASSES, "dataset_dir": mri_phantoms, "weights": segmenter / "model.pt"}
     run_bundle(BUNDLE, "evaluate", output_dir=tmp_path / "test", **settings)
-    run_bundle(BUNDLE, "evaluate", output_dir=tmp_path / "all", split="all", **settings)
+    told = command_line(BUNDLE, "evaluate", output_dir=tmp_path / "all", split="all", **settings).stdout
+    # all but the one that is held out: that for validation was seen by the pre-training
+    assert "5 of the 6 scans have the names of scans that these weights were trained or pre-trained on" in told
     held_out, every = rows_of(tmp_path / "test" / "metrics.csv"), rows_of(tmp_path / "all" / "metrics.csv")
     assert list(every[0]) == ["case", "class", "dice", "hd95_mm"]
     assert len({row["case"] for row in every}) == 6 and len(every) == 36

@@ -142,7 +142,8 @@ def test_a_checkpoint_of_another_epoch_length_is_refused(tmp_path):
         LastCheckpoint(tmp_path, {"network": network}).attach(engine)
         if length == 3:
             engine.start()
-    with pytest.raises(InputError, match="steps_per_epoch=3, this one has steps_per_epoch=5"):
+    message = "of 3 steps an epoch, and this max_steps makes it 5; go on with --steps_per_epoch 3 --max_steps 6"
+    with pytest.raises(InputError, match=message):
         engine.start()
 
 
@@ -330,6 +331,13 @@ def test_training_time_adds_up_over_restarts():
     second = ReleaseWeights(torch.nn.Linear(1, 1), "model.pt")
     second.load_state_dict({"seconds": first.state_dict()["seconds"] + 100})
     assert second.state_dict()["seconds"] >= 100
+
+
+def test_what_the_start_of_a_training_has_seen_is_known_after_a_restart_without_it():
+    first = ReleaseWeights(torch.nn.Linear(1, 1), "model.pt", settings={"seen_scans": "0a 1b"})
+    second = ReleaseWeights(torch.nn.Linear(1, 1), "model.pt", settings={"seen_scans": "0a"})
+    second.load_state_dict(first.state_dict())
+    assert second.settings["seen_scans"] == "0a 1b"
 
 
 def test_an_unknown_selection_is_refused():

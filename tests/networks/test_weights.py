@@ -91,6 +91,18 @@ def test_a_missing_file_is_told(tmp_path):
         load_backbone(tmp_path / "model.pt")
 
 
+@pytest.mark.parametrize("load", [load_pretrained_backbone, continue_pretraining])
+def test_a_file_that_is_gone_is_not_missed_where_a_training_goes_on(load, tmp_path, caplog):
+    network, checkpoint = DenseSSLNetwork(base_channels=4, num_scales=3), tmp_path / "last.pt"
+    with pytest.raises(WeightsError, match="no such weight file"):
+        load(network, tmp_path / "gone.pt", checkpoint=checkpoint)
+    checkpoint.touch()
+    assert load(network, tmp_path / "gone.pt", checkpoint=checkpoint) is network
+    assert caplog.messages == [
+        f"{tmp_path}/gone.pt: no such weight file any more; the training goes on from {checkpoint}"
+    ]
+
+
 def test_another_architecture_is_told(released):
     _, path = released
     with pytest.raises(WeightsError, match="base_channels=4.*base_channels=8"):

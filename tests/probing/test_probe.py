@@ -93,6 +93,10 @@ def test_the_network_of_a_training_is_not_replaced_unless_an_annotator_goes_on_f
     with pytest.raises(InputError, match="model.pt: is the network of a training of 300 steps"):
         LinearProbe(network_for(dataset), dataset, tmp_path / "model.pt", tmp_path).run()
     assert (tmp_path / "model.pt").read_bytes() == kept
+    (tmp_path / "stopped" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "stopped" / "checkpoints" / "last.pt").touch()
+    with pytest.raises(InputError, match="last.pt: is of a training that was stopped and has yet to write its network"):
+        LinearProbe(network_for(dataset), dataset, tmp_path / "stopped" / "model.pt", tmp_path).run()
     for replace in (True, False):  # then it is a probe's, which another one may replace
         LinearProbe(network_for(dataset), dataset, tmp_path / "model.pt", tmp_path, replace=replace).run()
         assert json.loads((tmp_path / "model.json").read_text())["selection"] == "linear probe"

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from custom_components.errors import InputError
-from custom_components.metrics import record_scores
+from custom_components.metrics import record_scores, seen_scans
 from custom_components.networks import SegmentationNetwork, save_weights
 from custom_components.release import adopt_weights, check_bundle, model_card
 
@@ -64,6 +64,18 @@ def test_the_next_weights_replace_what_was_written_of_the_last(bundles, trained)
     assert (bundle / "docs" / "metrics.csv").read_text() == SCORES
     adopt_weights(bundle, trained / "model.pt", trained / "metrics.csv", "mit")
     assert not list((bundle / "docs").glob("metrics.*"))
+
+
+@pytest.mark.parametrize("with_cases", [False, True])
+def test_which_scans_were_seen_is_published_like_their_names_and_warned_of(with_cases, bundles, trained, caplog):
+    record = json.loads((trained / "model.json").read_text())
+    seen = seen_scans([{"case": "b"}, {"case": "c"}])
+    (trained / "model.json").write_text(json.dumps({**record, "seen_scans": seen}))
+    adopt_weights(bundles / SEGMENTER, trained / "model.pt", trained / "metrics.csv", "cc-by-4.0", with_cases)
+    published = json.loads((bundles / SEGMENTER / "models" / "model.json").read_text())
+    assert published.get("seen_scans") == (seen if with_cases else None)
+    (message,) = [message for message in caplog.messages if "1 of the 2 scans have the names" in message]
+    assert "(b)" in message
 
 
 def test_retrieval_is_the_mean_of_every_column(bundles, trained):
