@@ -24,6 +24,7 @@ from custom_components.evidence import (
     make_cells,
     pretrain_rows,
     require_all,
+    require_configs,
     run_cells,
     summary_table,
     training_settings,
@@ -46,6 +47,7 @@ def ablation(
     heads: str | Sequence[str] = ("linear", "finetune"),
     seeds: int | Sequence[int] = 0,
     steps: Mapping[str, int] | None = None,
+    training_overrides: str | Sequence[str] = (),
     jobs: int = 1,
     **settings: Any,
 ) -> None:
@@ -64,8 +66,9 @@ def ablation(
         pretraining_data: scans to pre-train on; else dataset_dir.
         max_steps: steps of each pre-training.
         rows: of vox2vec, local_augmentations, balanced, restoration and all_three.
-        num_labelled, heads, seeds, steps, jobs: as in `scripts.label_efficiency`.
-        settings: overrides for all trainings and evaluations, such as --base_channels 8.
+        num_labelled, heads, seeds, steps, training_overrides, jobs: as in `scripts.label_efficiency`.
+        settings: overrides for all trainings and evaluations, such as --base_channels 8, the pre-trainings among them:
+            --rotate_range would turn their views too.
     """
     output, folder = Path(str(output_dir)), BUNDLES / bundle
     shared = {**settings, "cache_dir": output / "cache"}
@@ -74,6 +77,8 @@ def ablation(
     if not (folder / "configs" / "train.json").is_file():
         raise InputError(f"{bundle}: is not a bundle of {BUNDLES}; name one such as hippocampus_mri_segmentation")
     check_heads(as_list(heads))
+    merged = as_list(training_overrides)
+    require_configs(folder, merged)
     training = training_settings(as_list(heads), steps, output / "cache")
     counts = as_counts(num_labelled)
     # the pre-trainings hold out the scans that the segmentations are scored on
@@ -83,7 +88,7 @@ def ablation(
     backbones = {UNTRAINED: None, **files}
     intensities = intensities_of_rows(BUNDLES / pretraining, as_list(rows))
     subsets = [int(seed) for seed in as_list(seeds)]
-    cells = make_cells(folder, backbones, counts, as_list(heads), subsets, intensities)
+    cells = make_cells(folder, backbones, counts, as_list(heads), subsets, intensities, merged)
     failed = run_cells(cells, output, {"dataset_dir": dataset_dir, **settings}, training, jobs)
     print(summary_table(write_results(cells, output)))
     require_all(failed, cells, output)

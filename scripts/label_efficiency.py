@@ -44,6 +44,7 @@ def label_efficiency(
     seeds: Sequence[int] = (0, 1, 2),
     steps: Mapping[str, int] | None = None,
     backbone_settings: Mapping[str, Mapping[str, Any]] | None = None,
+    training_overrides: str | Sequence[str] = (),
     jobs: int = 1,
     **settings: Any,
 ) -> None:
@@ -65,6 +66,7 @@ def label_efficiency(
         steps: head that is trained -> steps, such as "{'finetune': 600}"; else those of the bundle's configs.
         backbone_settings: overrides for one backbone, where it was pre-trained on other intensities, such as
             "{'vox2vec': {'intensity_range': [-1350, 1000]}}".
+        training_overrides: configs of the bundle to merge where a head is trained, such as strong_augmentation.
         jobs: trainings at a time.
         settings: overrides for all trainings and evaluations, such as --base_channels 8.
     """
@@ -81,7 +83,8 @@ def label_efficiency(
     if released.is_file() and "released" not in files:
         files["released"] = str(released)
     counts = as_counts(num_labelled)
-    cells = make_cells(folder, files, counts, as_list(heads), [int(seed) for seed in as_list(seeds)], backbone_settings)
+    subsets, merged = [int(seed) for seed in as_list(seeds)], as_list(training_overrides)
+    cells = make_cells(folder, files, counts, as_list(heads), subsets, backbone_settings, merged)
     common = {"dataset_dir": dataset_dir, **settings}
     training = training_settings(as_list(heads), steps, output / "cache")
     warn_of_seen_by_backbones(cells, common)

@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from custom_components.errors import InputError
 
-from .grid import bundle_command, require_same, run_logged
+from .grid import bundle_command, require_configs, require_same, run_logged
 
 BASELINE = "vox2vec_baseline"
 
@@ -78,11 +78,7 @@ def pretrain_rows(
     unknown = sorted(set(rows) - set(ROWS))
     if unknown:
         raise InputError(f"rows: must be of {', '.join(ROWS)} but {', '.join(unknown)} came")
-    for name in ("train", BASELINE, *overrides):
-        if not (bundle / "configs" / f"{name}.json").is_file():
-            raise InputError(
-                f"{bundle / 'configs' / name}.json: no such config; name a pre-training bundle and its own"
-            )
+    require_configs(bundle, ("train", BASELINE, *overrides))
     files = {}
     for name in tqdm(rows, unit="pre-training"):
         folder, row = output_dir / "pretraining" / name, ROWS[name]

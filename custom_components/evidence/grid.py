@@ -46,6 +46,7 @@ class Cell:
         num_labelled: labelled scans; None for all.
         seed: decides the subset, the first values of the head, and the order of the scans.
         settings: overrides that the backbone needs in training and evaluation, such as its intensities.
+        overrides: names of configs that are merged on `train.json` where the head is trained step by step.
     """
 
     bundle: Path
@@ -55,6 +56,7 @@ class Cell:
     num_labelled: int | None
     seed: int
     settings: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    overrides: tuple[str, ...] = ()
 
     @property
     def labels(self) -> str:
@@ -71,6 +73,7 @@ class Cell:
             "weights": None if self.weights is None else file_digest(self.weights),
             "settings": {**settings, **self.settings},
             "training": {key: value for key, value in training.items() if key != "cache_dir"},
+            **({"overrides": self.overrides} if self.overrides else {}),
         }
 
     def commands(self, output_dir: Path, settings: Mapping[str, Any], training: Mapping[str, Any]) -> list[list[str]]:
@@ -96,7 +99,7 @@ class Cell:
         if self.head == "nonlinear":
             score["head"] = "nonlinear"
         return [
-            bundle_command(self.bundle, ["train", *overrides], folder, {**settings, **train}, run_id),
+            bundle_command(self.bundle, ["train", *overrides, *self.overrides], folder, {**settings, **train}, run_id),
             bundle_command(self.bundle, ["evaluate"], folder, {**settings, **score}),
         ]
 
@@ -151,6 +154,13 @@ def require_same(folder: Path, made_of: Mapping[str, Any]) -> None:
         return
     folder.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(wanted, indent=4) + "\n")
+
+
+def require_configs(bundle: Path, names: Iterable[str]) -> None:
+    """Raises an `InputError` that names the first config that the bundle does not have."""
+    for name in names:
+        if not (bundle / "configs" / f"{name}.json").is_file():
+            raise InputError(f"{bundle / 'configs' / name}.json: no such config; name one of this bundle's")
 
 
 def check_heads(heads: Iterable[str]) -> None:
@@ -218,6 +228,7 @@ def make_cells(
     heads: Iterable[str],
     seeds: Iterable[int],
     settings: Mapping[str, Mapping[str, Any]] | None = None,
+    overrides: Sequence[str] = (),
 ) -> list[Cell]:
     """All cells, the cheapest first: few labels before many, so that a grid that is stopped is even.
 
@@ -226,9 +237,12 @@ def make_cells(
         backbones: name -> weight file; None for the untrained one.
         num_labelled, heads, seeds: as in `Cell`.
         settings: name of a backbone -> overrides that it needs, as in `Cell`.
+        overrides: names of configs of the bundle, such as "strong_augmentation", for the heads that are trained step by
+            step.
 
     Raises:
-        InputError: an unknown head, a weight file that is not there, settings of a backbone that is not among them.
+        InputError: an unknown head or config, a weight file that is not there, settings of a backbone that is not among
+            them.
     """
     heads = list(heads)
     check_heads(heads)
@@ -239,9 +253,19 @@ def make_cells(
     strange = sorted(set(settings or {}) - set(files))
     if strange:
         raise InputError(f"backbone_settings: must be of {', '.join(files)} but {', '.join(strange)} came")
+    require_configs(bundle, overrides)
     counts = sorted(set(num_labelled), key=lambda count: (count is None, count))
     return [
-        Cell(bundle, name, file, head, count, seed, (settings or {}).get(name, {}))
+        Cell(
+            bundle,
+            name,
+            file,
+            head,
+            count,
+            seed,
+            settings=(settings or {}).get(name, {}),
+            overrides=() if head == "linear" else tuple(overrides),
+        )
         for seed, count, head, (name, file) in itertools.product(seeds, counts, heads, files.items())
     ]
 

@@ -46,7 +46,9 @@ def volume_call(settings: Settings, kind: str, shape: Sequence[int]) -> Callable
     """The call that is measured: image to logits (ours: of the bundle's inferer) or probabilities (reference)."""
     config, network = config_of(settings)
     image = image_of(settings, shape)
-    precision = torch.autocast(settings.device, enabled=config.get_parsed_content("amp"))
+    precision = torch.autocast(
+        settings.device, config.get_parsed_content("amp_dtype"), config.get_parsed_content("amp")
+    )
     inferer = config.get_parsed_content("inferer")
     reference = reference_inferer(config)
     with torch.inference_mode():

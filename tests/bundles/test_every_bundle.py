@@ -111,6 +111,10 @@ def test_every_training_has_the_same_options_of_memory_and_precision(name):
         assert train[key] == other[key]
     for key in ("amp", "amp_kwargs", "compile", "accumulation_steps"):
         assert train["train"]["trainer"][key] == other["train"]["trainer"][key]
+    for workflow in ("evaluate", "inference"):
+        one = config(name, workflow).get()
+        assert one["amp_dtype"] == train["amp_dtype"]
+        assert one["evaluator"]["amp_kwargs"] == {"dtype": "@amp_dtype"}
     assert train["validate"]["evaluator"]["amp_kwargs"] == {"dtype": "@amp_dtype"}
     assert train["network_def"]["checkpointing"] == "@checkpointing"
     assert train["optimizer"]["_target_"] == "custom_components.engines.FusedAdam"

@@ -29,6 +29,8 @@ from custom_components.evidence import (
 )
 from custom_components.metrics import write_csv
 
+ROOT = Path(__file__).resolve().parents[2]
+BUNDLES = ROOT / "bundles"
 RNG = np.random.default_rng(0)
 CASES = [f"case_{i:02d}" for i in range(30)]
 
@@ -166,7 +168,7 @@ def test_a_file_that_holds_no_scores_is_named(tmp_path):
 
 
 def test_the_documents_tables_are_those_of_the_published_scores():
-    document = Path(__file__).parents[2] / "docs" / "EVIDENCE.md"
+    document = ROOT / "docs" / "EVIDENCE.md"
     text = document.read_text()
     assert with_tables(text, document.parent) == text, "run python -m scripts.evidence"
     figures = figures_of(text, document.parent)
@@ -271,6 +273,25 @@ def test_a_grid_that_cannot_be_run_is_refused(tmp_path):
         make_cells(tmp_path, {UNTRAINED: None}, [1], ["quadratic"], [0])
     with pytest.raises(InputError, match="backbone_settings: must be of untrained but vox2vec came"):
         make_cells(tmp_path, {UNTRAINED: None}, [1], ["linear"], [0], {"vox2vec": {"intensity_range": [0, 1]}})
+    with pytest.raises(InputError, match="weak_augmentation.json: no such config; name one of this bundle's"):
+        make_cells(
+            BUNDLES / "hippocampus_mri_segmentation",
+            {UNTRAINED: None},
+            [1],
+            ["finetune"],
+            [0],
+            {},
+            ["weak_augmentation"],
+        )
+
+
+def test_configs_are_merged_where_a_head_is_trained_step_by_step(tmp_path):
+    bundle, merged = BUNDLES / "hippocampus_mri_segmentation", ["strong_augmentation"]
+    for head, expected in (("linear", 0), ("nonlinear", 1), ("finetune", 1)):
+        (cell,) = make_cells(bundle, {UNTRAINED: None}, [1], [head], [0], overrides=merged)
+        commands = cell.commands(tmp_path, {}, {})
+        assert [" ".join(command).count("strong_augmentation.json") for command in commands] == [expected, 0]
+        assert cell.made_of({}, {}).get("overrides") == (("strong_augmentation",) if expected else None)
 
 
 def test_a_linear_probe_is_fitted_in_seconds_with_the_intensities_of_its_backbone(tmp_path):

@@ -2,11 +2,12 @@
 
 import hashlib
 import json
+from pathlib import Path
 
 from custom_components.data import read_datalist, split_datalist
 from custom_components.metrics import seen_among, seen_scans, warn_of_seen
 
-from ..bundles.conftest import BUNDLES
+BUNDLES = Path(__file__).resolve().parents[2] / "bundles"
 
 
 def items(*names):
