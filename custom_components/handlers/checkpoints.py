@@ -89,7 +89,8 @@ class LastCheckpoint:
 
     Raises:
         InputError: when the training starts, if the checkpoint is damaged, of another training or of a longer one; and
-            where one would be written of a network that is not finite, or cannot be written. The file is kept.
+            where one would be written of a network that is not finite, cannot be written, or would replace that of
+            another training that runs in the same folder. The file is kept.
     """
 
     def __init__(
@@ -105,6 +106,7 @@ class LastCheckpoint:
         self.save_dict, self.interval, self.seed, self.resume = dict(save_dict), interval, seed, resume
         # as it comes back from the file
         self.settings: dict[str, Any] = json.loads(json.dumps(dict(settings or {}), default=str))
+        self.known: tuple[int, ...] | None = None  # the file that this training has read or written
 
     def attach(self, engine: Any) -> None:
         self.save_dict["trainer"] = engine
@@ -115,8 +117,25 @@ class LastCheckpoint:
     def save(self, engine: Any) -> None:
         self._require_finite(engine)
         if engine.state.rank == 0:
+            self._require_alone()
             states = {name: item.state_dict() for name, item in self.save_dict.items()}
             _save({**states, "settings": self.settings}, self.path)
+            self.known = self._on_disk()
+
+    def _on_disk(self) -> tuple[int, ...] | None:
+        """What tells the file from any other that is written in its place; None where there is none."""
+        try:
+            found = self.path.stat()
+        except FileNotFoundError:
+            return None
+        return found.st_ino, found.st_size, found.st_mtime_ns
+
+    def _require_alone(self) -> None:
+        if self._on_disk() not in (None, self.known):
+            raise InputError(
+                f"{self.path}: another training has written it meanwhile, and two cannot share an output_dir; this one "
+                "stops, and the checkpoint of the other is kept"
+            )
 
     def _require_finite(self, engine: Any) -> None:
         """On every process alike, so that none waits for one that has stopped."""
@@ -138,6 +157,7 @@ class LastCheckpoint:
     def load(self, engine: Any) -> None:
         if not self.resume and self.path.is_file() and engine.state.rank == 0:
             self._put_aside()
+        self.known = self._on_disk()
         if not (self.resume and self.path.is_file()):
             return
         state = _load(self.path)

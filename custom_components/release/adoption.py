@@ -169,7 +169,10 @@ def _table(rows: Sequence[Mapping[str, str]], scans: str) -> list[str]:
         lines += ["| measure | mean |", "| --- | --- |"]
         return lines + [f"| {name.replace('_', ' ')} | {value} |" for name, value in _figures(rows).items()]
     lines = [f"Measured on {cases} {scans}, on their own grids (`evaluate.json`):", ""]
-    lines += ["| class | annotated in | Dice | HD95, mm | missed, or found where it is not |", "| --- | --- | --- | --- | --- |"]
+    lines += [
+        "| class | annotated in | Dice | HD95, mm | missed, or found where it is not |",
+        "| --- | --- | --- | --- | --- |",
+    ]
     columns: dict[str, list[float]] = {"dice": [], "hd95_mm": []}
     for name, found in _by_class(rows).items():
         cells = []

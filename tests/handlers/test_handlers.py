@@ -114,6 +114,27 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(tmp_path, mon
     assert torch.load(tmp_path / "last.pt", weights_only=True)["trainer"]["iteration"] == 3
 
 
+def test_of_two_trainings_in_one_folder_the_second_to_save_stops(tmp_path):
+    network, other = torch.nn.Linear(2, 1), torch.nn.Linear(2, 1)
+    engine, second = trainer(network), trainer(other, epochs=1)
+    LastCheckpoint(tmp_path, {"network": network}).attach(engine)
+    LastCheckpoint(tmp_path, {"network": other}).attach(second)
+    engine.add_event_handler(Events.ITERATION_COMPLETED(once=1), lambda: second.start())
+    with pytest.raises(InputError, match="last.pt: another training has written it meanwhile, and two cannot share"):
+        engine.start()
+    kept = torch.load(tmp_path / "last.pt", weights_only=True)["network"]
+    assert all(torch.equal(kept[key], value) for key, value in other.state_dict().items())
+
+
+def test_a_checkpoint_that_was_removed_meanwhile_is_written_again(tmp_path):
+    network = torch.nn.Linear(2, 1)
+    engine = trainer(network)
+    LastCheckpoint(tmp_path, {"network": network}).attach(engine)
+    engine.add_event_handler(Events.ITERATION_COMPLETED(once=4), lambda: (tmp_path / "last.pt").unlink())
+    engine.start()
+    assert torch.load(tmp_path / "last.pt", weights_only=True)["trainer"]["iteration"] == 6
+
+
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04 cut", b"\x80\x02cos\nsystem\n."])
 def test_a_damaged_checkpoint_is_named(content, tmp_path):
     network = torch.nn.Linear(2, 1)
