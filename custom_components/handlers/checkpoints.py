@@ -12,6 +12,7 @@ import pickle
 import socket
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -149,6 +150,13 @@ class LastCheckpoint:
                 "learning_rate in another output_dir"
             )
 
+    def _remove_remains(self) -> None:
+        """What processes that were killed while they wrote have left; no write takes an hour."""
+        for partial in self.path.parent.glob("*.partial"):
+            with suppress(FileNotFoundError):  # another process was here first
+                if time.time() - partial.stat().st_mtime > 3600:
+                    partial.unlink()
+
     def _put_aside(self) -> None:
         aside = self.path.with_name(f"last_{datetime.now():%Y%m%d_%H%M%S}.pt")
         self.path.replace(aside)
@@ -158,6 +166,7 @@ class LastCheckpoint:
         if not self.resume and self.path.is_file() and engine.state.rank == 0:
             self._put_aside()
         self.known = self._on_disk()
+        self._remove_remains()
         if not (self.resume and self.path.is_file()):
             return
         state = _load(self.path)

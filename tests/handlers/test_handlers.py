@@ -1,4 +1,5 @@
 import json
+import os
 from types import SimpleNamespace
 
 import numpy as np
@@ -124,6 +125,18 @@ def test_of_two_trainings_in_one_folder_the_second_to_save_stops(tmp_path):
         engine.start()
     kept = torch.load(tmp_path / "last.pt", weights_only=True)["network"]
     assert all(torch.equal(kept[key], value) for key, value in other.state_dict().items())
+
+
+def test_what_a_killed_process_left_half_written_is_removed_once_it_is_old(tmp_path):
+    old, new = tmp_path / "last.pt.server.1.partial", tmp_path / "last.pt.server.2.partial"
+    for path in (old, new):
+        path.write_bytes(b"half")
+    os.utime(old, (0, 0))
+    network = torch.nn.Linear(2, 1)
+    engine = trainer(network)
+    LastCheckpoint(tmp_path, {"network": network}).attach(engine)
+    engine.start()
+    assert {path.name for path in tmp_path.iterdir()} == {"last.pt", new.name}
 
 
 def test_a_checkpoint_that_was_removed_meanwhile_is_written_again(tmp_path):
