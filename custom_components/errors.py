@@ -6,6 +6,8 @@ import logging
 import sys
 from types import TracebackType
 
+from monai.apps.utils import get_logger
+
 
 class InputError(ValueError):
     """Something that the user gave cannot be used; the message is a sentence, or one a line for several faults.
@@ -30,6 +32,8 @@ def report_plainly() -> None:
     sys.excepthook = _report
     for handler in logging.getLogger().handlers:
         handler.addFilter(_is_news)
+    # MONAI's handler of an engine's errors writes past the root; its own function makes the logger as it wants it
+    get_logger("monai.handlers.StatsHandler").addFilter(_is_news)
 
 
 def _is_news(record: logging.LogRecord) -> bool:

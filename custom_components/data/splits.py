@@ -26,7 +26,8 @@ def split_datalist(
 
     The distinct patients of each folder (`patient`, else `case`) are ranked by a hash of seed and name: the first fifth
     is the test part, the next tenth the validation part, the rest the training part. A patient stays whole: where it is
-    a test patient in one folder it is one in all, and likewise for validation. So the test part of one folder alone has
+    a test patient in one folder it is one in all, and likewise for validation; whose scan a case is need be said in one
+    folder only. So the test part of one folder alone has
     no patient in common with the training or pre-training part of that folder together with any others. A scan that is
     added moves few others; with folds, many.
 
@@ -56,9 +57,13 @@ def split_datalist(
         raise InputError(
             f"num_folds must be at least 2 and fold from 0 to num_folds - 1 but are {num_folds} and {fold}"
         )
+    patient_of = _patients_of_cases(datalist)
+    folders: dict[str, set[str]] = {}
+    for item in datalist:
+        folders.setdefault(str(item.get("folder", "")), set()).add(patient_of[item["case"]])
     test: set[str] = set()
     validation: set[str] = set()
-    for patients in _patients_by_folder(datalist).values():
+    for patients in folders.values():
         ranked = sorted(patients, key=lambda patient: (_digest(f"{split_seed}:{patient}"), patient))
         if num_folds is None:
             held_out = ranked[: _held_out(len(ranked), test_fraction)]
@@ -75,7 +80,7 @@ def split_datalist(
         "pretrain": lambda patient: patient not in test,
         "all": lambda patient: True,
     }[part]
-    items = [dict(item) for item in datalist if wanted(_patient_of(item))]
+    items = [dict(item) for item in datalist if wanted(patient_of[item["case"]])]
     if not items and part in ("train", "pretrain"):
         raise DataError(
             f"No training scan left: {len(datalist)} scans, all held out; add scans or lower the fractions."
@@ -138,12 +143,11 @@ def _held_out(count: int, fraction: float) -> int:
     return max(round(count * fraction), 1) if count >= 3 and fraction > 0 else 0
 
 
-def _patient_of(item: Mapping[str, Any]) -> str:
-    return str(item.get("patient", item["case"]))
-
-
-def _patients_by_folder(datalist: Sequence[Mapping[str, Any]]) -> dict[str, set[str]]:
-    folders: dict[str, set[str]] = {}
+def _patients_of_cases(datalist: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """Case -> patient. A case that is named in several folders has the patient that one of them says."""
+    patients: dict[str, str] = {}
     for item in datalist:
-        folders.setdefault(str(item.get("folder", "")), set()).add(_patient_of(item))
-    return folders
+        case, patient = item["case"], str(item.get("patient", item["case"]))
+        if patient != case or case not in patients:
+            patients[case] = patient
+    return patients

@@ -176,7 +176,8 @@ class LastCheckpoint:
         differing = [key for key in wanted if key in found and found[key] != wanted[key]]
         if differing == ["steps_per_epoch"]:
             length = found["steps_per_epoch"]
-            steps = -(-max_epochs * epoch_length // length) * length
+            asked = (max_epochs * epoch_length) + max_epochs - 1  # at most: what does not fill an epoch is left out
+            steps = -(-max(asked, state["trainer"]["iteration"]) // length) * length
             raise InputError(
                 f"{self.path}: was written by a training of {length} steps an epoch, and this max_steps makes it "
                 f"{epoch_length}; go on with --steps_per_epoch {length} --max_steps {steps}"

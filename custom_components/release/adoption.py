@@ -17,7 +17,7 @@ from typing import Any
 
 from custom_components.delivery import file_digest
 from custom_components.errors import InputError
-from custom_components.metrics import scored_split, warn_of_seen
+from custom_components.metrics import scored_split, seen_among, warn_of_seen
 from custom_components.networks import read_weights
 from custom_components.networks.weight_files import provenance_path
 from custom_components.provenance import shell_command, without_places
@@ -81,8 +81,12 @@ def adopt_weights(
         raise InputError(f"{bundle.name}/{fault}")
     figures = _figures(rows)
     split = scored_split(scores, weights)
-    warn_of_seen([{"case": case} for case in dict.fromkeys(row["case"] for row in rows)], weights)
-    table = "\n".join(_table(rows, "held-out scans" if split == "test" else f"scans (`--split {split}`)"))
+    cases = [{"case": case} for case in dict.fromkeys(row["case"] for row in rows)]
+    warn_of_seen(cases, weights)
+    scans = "held-out scans" if split == "test" else f"scans (`--split {split}`)"
+    if seen := seen_among(cases, weights):
+        scans = f"scans, of which {len(seen)} have the names of scans that the training has seen"
+    table = "\n".join(_table(rows, scans))
     if with_cases:
         table += f"\n\nThe scores of every case: [{scores.name}]({scores.name})."
     metadata = json.loads(metadata_path.read_text())

@@ -177,6 +177,18 @@ def test_ct_and_mri_of_a_real_patient_are_never_on_two_sides(real_data):
     assert set(cases(split_datalist(both, "test"))).isdisjoint(cases(split_datalist(both, "pretrain")))
 
 
+def test_the_patient_of_a_case_need_be_said_in_one_folder_only():
+    """Two scans each of forty patients without labels, some of them again in a folder of labelled ones."""
+    unlabelled = [
+        {"case": f"{i:03d}_s{series}", "patient": f"{i:03d}", "folder": "scans"} for i in range(40) for series in (2, 3)
+    ]
+    labelled = [{"case": f"{i:03d}_s2", "patient": f"{i:03d}_s2", "folder": "labelled"} for i in range(0, 40, 2)]
+    for datalist in (unlabelled + labelled, labelled + unlabelled):
+        test, rest = split_datalist(datalist, "test"), split_datalist(datalist, "pretrain")
+        assert len(test) + len(rest) == 100
+        assert not {item["case"][:3] for item in test} & {item["case"][:3] for item in rest}
+
+
 def test_the_digest_is_that_of_the_scans_in_any_order():
     items = scans(20)
     digest = digest_of_cases(items)

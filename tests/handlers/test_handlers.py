@@ -176,8 +176,20 @@ def test_a_checkpoint_of_another_epoch_length_is_refused(tmp_path):
         LastCheckpoint(tmp_path, {"network": network}).attach(engine)
         if length == 3:
             engine.start()
-    message = "of 3 steps an epoch, and this max_steps makes it 5; go on with --steps_per_epoch 3 --max_steps 6"
+    message = "of 3 steps an epoch, and this max_steps makes it 5; go on with --steps_per_epoch 3 --max_steps 6$"
     with pytest.raises(InputError, match=message):
+        engine.start()
+
+
+def test_what_is_advised_for_a_longer_training_is_longer(tmp_path):
+    """At 2 steps an epoch 7 steps are 4 epochs of 1, fewer than the 6 that were done."""
+    network = torch.nn.Linear(2, 1)
+    for epochs, length in ((3, 2), (4, 1)):
+        engine = trainer(network, epochs=epochs, length=length)
+        LastCheckpoint(tmp_path, {"network": network}).attach(engine)
+        if length == 2:
+            engine.start()
+    with pytest.raises(InputError, match="--steps_per_epoch 2 --max_steps 8$"):
         engine.start()
 
 

@@ -76,6 +76,8 @@ def test_which_scans_were_seen_is_published_like_their_names_and_warned_of(with_
     assert published.get("seen_scans") == (seen if with_cases else None)
     (message,) = [message for message in caplog.messages if "1 of the 2 scans have the names" in message]
     assert "(b)" in message
+    text = (bundles / SEGMENTER / "docs" / "README.md").read_text()
+    assert "Measured on 2 scans, of which 1 have the names of scans that the training has seen, on" in text
 
 
 def test_retrieval_is_the_mean_of_every_column(bundles, trained):
