@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from custom_components.files import whole_file
 from custom_components.networks import SegmentationNetwork, load_pretrained_backbone, provenance_path, read_weights
 
 logger = logging.getLogger(__name__)
@@ -51,9 +52,11 @@ def start_network(
     weights = Path(weights)
     kept = weights.with_name(RELEASED)
     if weights.is_file() and not kept.exists():
-        shutil.copyfile(weights, kept)
-        if provenance_path(weights).is_file():
-            shutil.copyfile(provenance_path(weights), provenance_path(kept))
+        # the weights last: where they are, nothing is copied again
+        for source, target in ((provenance_path(weights), provenance_path(kept)), (weights, kept)):
+            if source.is_file():
+                with whole_file(target) as partial:
+                    shutil.copyfile(source, partial)
     load_pretrained_backbone(network, weights)
     head = _head_for(network, read_weights(weights))
     if head is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -131,8 +132,18 @@ def few_label_subset(
 
 
 def digest_of_cases(items: Sequence[Mapping[str, Any]]) -> str:
-    """Twelve digits that stand for these scans, in any order: of their case names, or of the files of unnamed ones."""
-    return _digest("\n".join(sorted(str(item.get("case", item.get("image"))) for item in items)))[:12]
+    """Twelve digits that stand for these scans, in any order, wherever their folder lies: of the case names, or the
+    files of unnamed ones, and of how large the files are, which tells when a scan or a label was replaced.
+    """
+    scans = (
+        f"{item.get('case', item.get('image'))} {_bytes_of(item.get('image'))} {_bytes_of(item.get('label'))}"
+        for item in items
+    )
+    return _digest("\n".join(sorted(scans)))[:12]
+
+
+def _bytes_of(path: Any) -> int:
+    return os.path.getsize(path) if isinstance(path, str) and os.path.isfile(path) else 0
 
 
 def _digest(text: str) -> str:

@@ -22,8 +22,8 @@ from custom_components.metrics import warn_of_seen
 
 UNTRAINED = "untrained"
 # what a training's `model.json` says that is another in every cell, or does not decide on the scores
-OF_ONE_CELL = set("sha256 data scans cases seen_scans crop_ratios num_labelled seed pretrained selection".split())
-OF_ONE_CELL |= set("command commit minutes started finished machine torch monai".split())
+OF_ONE_CELL = set("sha256 data scans cases seen_scans crop_ratios num_labelled seed selection".split())
+OF_ONE_CELL |= set("pretrained pretrained_sha256 command commit minutes started finished machine torch monai".split())
 # head -> override merged on train.json, and run id
 HEADS: dict[str, tuple[list[str], str]] = {
     "linear": ([], "quick_probe"),

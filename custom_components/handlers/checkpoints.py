@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import pickle
-import socket
 import time
 from collections.abc import Mapping
 from contextlib import suppress
@@ -24,11 +22,15 @@ from monai.utils import set_determinism
 from torch import nn
 
 from custom_components.errors import InputError
+from custom_components.files import PARTIAL, whole_file
 from custom_components.networks import load_weights, save_checkpoint, save_weights
-from custom_components.networks.weight_files import not_finite, provenance_path
+from custom_components.networks.weight_files import MISSING, not_finite, provenance_path
 from custom_components.provenance import git_commit, training_record
 
 logger = logging.getLogger(__name__)
+
+# what is read from the weights that a training starts from, which may be gone when it goes on
+OF_THE_START = ("seen_scans", "pretrained_sha256")
 
 
 def _save(content: Any, path: Path) -> None:
@@ -37,16 +39,10 @@ def _save(content: Any, path: Path) -> None:
     Raises:
         InputError: it cannot be written; the file that was there is kept.
     """
-    # two jobs that were started by mistake do not write into each other's file
-    partial = path.with_name(f"{path.name}.{socket.gethostname()}.{os.getpid()}.partial")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        torch.save(content, partial)
-        with open(partial, "rb+") as file:
-            os.fsync(file.fileno())
-        partial.replace(path)
+        with whole_file(path) as partial:
+            torch.save(content, partial)
     except (OSError, RuntimeError) as error:  # PyTorch raises the second where a disk is full
-        partial.unlink(missing_ok=True)
         kept = "the one before it is kept" if path.is_file() else "nothing was saved yet"
         raise InputError(
             f"{path}: cannot be written ({_first_line(error)}); {kept}; free space in its folder and give the "
@@ -152,7 +148,7 @@ class LastCheckpoint:
 
     def _remove_remains(self) -> None:
         """What processes that were killed while they wrote have left; no write takes an hour."""
-        for partial in self.path.parent.glob("*.partial"):
+        for partial in self.path.parent.glob(f"*{PARTIAL}"):
             with suppress(FileNotFoundError):  # another process was here first
                 if time.time() - partial.stat().st_mtime > 3600:
                     partial.unlink()
@@ -171,9 +167,11 @@ class LastCheckpoint:
             return
         state = _load(self.path)
         max_epochs, epoch_length = engine.state.max_epochs, engine.state.epoch_length
+        if self.settings.get("pretrained_sha256") == MISSING:  # what it held is in the checkpoint
+            self.settings["pretrained_sha256"] = state.get("settings", {}).get("pretrained_sha256")
         found = {**state.get("settings", {}), "steps_per_epoch": state["trainer"]["epoch_length"]}
         wanted = {**self.settings, "steps_per_epoch": epoch_length}
-        differing = [key for key in wanted if key in found and found[key] != wanted[key]]
+        differing = [key for key in wanted if key in found and found[key] != wanted[key] and self._decides(key, found)]
         if differing == ["steps_per_epoch"]:
             length = found["steps_per_epoch"]
             asked = (max_epochs * epoch_length) + max_epochs - 1  # at most: what does not fill an epoch is left out
@@ -183,10 +181,9 @@ class LastCheckpoint:
                 f"{epoch_length}; go on with --steps_per_epoch {length} --max_steps {steps}"
             )
         if differing:
-            key = differing[0]
+            told = self._difference(differing[0], found, wanted)
             raise InputError(
-                f"{self.path}: was written by a training with {key}={found[key]}, this one has {key}={wanted[key]}; "
-                "use the same settings, another output_dir, or --resume False"
+                f"{self.path}: was written by a training {told}; use the same, another output_dir, or --resume False"
             )
         done = state["trainer"]["iteration"]
         if done > max_epochs * epoch_length:
@@ -203,6 +200,19 @@ class LastCheckpoint:
         engine.state.max_epochs = max_epochs
         self._draw_anew(engine)
         logger.info("resumed after step %d from %s", engine.state.iteration, self.path)
+
+    def _decides(self, key: str, found: Mapping[str, Any]) -> bool:
+        """Whether another value of a setting makes another training: of the file that it starts from, the content."""
+        return not (key == "pretrained" and "pretrained_sha256" in found and "pretrained_sha256" in self.settings)
+
+    @staticmethod
+    def _difference(key: str, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
+        if key == "cases":
+            return "of other scans, or of files of the same names that have been replaced since"
+        if key == "pretrained_sha256" and found["pretrained"] == wanted["pretrained"]:
+            return f"that started from another file {found['pretrained']}, which has been replaced since"
+        key = key.removesuffix("_sha256")
+        return f"with {key}={found[key]}, this one has {key}={wanted[key]}"
 
     def _draw_anew(self, engine: Any) -> None:
         """Seed what is random with a number that neither an earlier part of this training nor another process has."""
@@ -282,18 +292,17 @@ class ReleaseWeights:
         self.steps_made = 0
 
     def state_dict(self) -> dict[str, Any]:
-        """Training time so far, so that it adds up over restarts; when the training started, and from which commit; the
-        scans that it and the file that it started from have seen, because the file may be gone when it goes on.
+        """Training time so far, so that it adds up over restarts; when the training started, and from which commit and
+        weights.
         """
         seconds = self.seconds + time.monotonic() - self._since
-        seen = {"seen_scans": self.settings["seen_scans"]} if "seen_scans" in self.settings else {}
-        return {"seconds": seconds, "commit": self.commit, "started": self.started, **seen}
+        start = {key: self.settings[key] for key in OF_THE_START if key in self.settings}
+        return {"seconds": seconds, "commit": self.commit, "started": self.started, **start}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.seconds, self._since = state["seconds"], time.monotonic()
         self.commit, self.started = state.get("commit", self.commit), state.get("started", self.started)
-        if "seen_scans" in state:
-            self.settings["seen_scans"] = state["seen_scans"]
+        self.settings.update({key: state[key] for key in OF_THE_START if key in state})
 
     def attach(self, engine: Any) -> None:
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._count)

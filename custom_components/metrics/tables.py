@@ -10,6 +10,7 @@ from typing import Any
 
 from custom_components.delivery import file_digest
 from custom_components.errors import InputError
+from custom_components.files import whole_file
 
 
 def write_csv(path: str | Path, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
@@ -17,16 +18,12 @@ def write_csv(path: str | Path, columns: Sequence[str], rows: Iterable[Mapping[s
 
     Numbers have four decimals, or two digits where that would leave nothing of them (p-values); None is an empty field.
     """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    with open(partial, "w", newline="") as file:
+    with whole_file(path) as partial, open(partial, "w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(columns)
         for row in rows:
             values = [row[column] for column in columns]
             writer.writerow([_number(value) if isinstance(value, float) else value for value in values])
-    partial.replace(path)
 
 
 def record_scores(scores: str | Path, weights: str | Path, split: str) -> Path:
@@ -39,9 +36,8 @@ def record_scores(scores: str | Path, weights: str | Path, split: str) -> Path:
     """
     path = Path(scores).with_suffix(".json")
     record = {"scores": file_digest(scores), "weights": file_digest(weights), "split": split}
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(record, indent=4) + "\n")
-    partial.replace(path)
+    with whole_file(path) as partial:
+        partial.write_text(json.dumps(record, indent=4) + "\n")
     return path
 
 

@@ -16,6 +16,7 @@ from .weight_files import (
     recorded_classes,
     save_checkpoint,
     save_weights,
+    weights_digest,
 )
 from .weights import (
     adapt_in_channels,
@@ -57,4 +58,5 @@ __all__ = [
     "recorded_classes",
     "save_checkpoint",
     "save_weights",
+    "weights_digest",
 ]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import importlib
 import logging
-import os
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -16,6 +15,7 @@ import torch
 from torch import nn
 
 from custom_components.errors import InputError
+from custom_components.files import whole_file
 
 from .folding import fold_batch_norm
 
@@ -43,11 +43,8 @@ def export_onnx(
     """
     _require_packages()
     network = copy.deepcopy(network).cpu().float().eval()
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
     axis = torch.export.Dim.DYNAMIC
-    try:
+    with whole_file(path) as partial:
         with _quiet(), torch.no_grad():
             # two images, because a size of 1 would be taken as fixed
             program = torch.onnx.export(
@@ -65,9 +62,6 @@ def export_onnx(
             raise InputError(
                 f"{path}: not written, because it differs from PyTorch by {difference:.1e}, more than {tolerance:g}"
             )
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
     return difference
 
 

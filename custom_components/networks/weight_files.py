@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from custom_components.delivery import file_digest
 from custom_components.errors import InputError
+from custom_components.files import whole_file
 
 # takes the state dict out of a checkpoint or of a whole saved network; for who trusts the file, on their own machine
 EXTRACT = (
@@ -75,6 +76,20 @@ def recorded_classes(path: str | Path, class_names: Sequence[str]) -> list[str]:
     return list(found or class_names)
 
 
+MISSING = "missing"
+
+
+def weights_digest(path: str | Path | None) -> str | None:
+    """The SHA-256 of the weight file that a training starts from, wherever it lies.
+
+    Returns:
+        None for no file (None, or "none" on a command line); `MISSING` for one that is not there.
+    """
+    if path is None or str(path).lower() == "none":
+        return None
+    return file_digest(path) if Path(path).is_file() else MISSING
+
+
 def save_weights(network: nn.Module, path: str | Path, provenance: Mapping[str, Any] | None = None) -> Path:
     """Write `network`'s state dict in half precision, and its SHA-256 with `provenance` to `model.json` beside it.
 
@@ -122,20 +137,15 @@ def write_state(state: dict[str, Any], path: Path, provenance: Mapping[str, Any]
             f"{path}: not written, because {wrong} has values that are not finite or too large for half precision: the "
             "training diverged; begin it anew with a lower learning_rate"
         )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    if _is_safetensors(path):
-        # not its save_file, which leaves a file that only its owner can read; one entry, because it writes several in
-        # an order that differs between processes
-        partial.write_bytes(_safetensors(path).save(state, {"provenance": json.dumps(dict(provenance))}))
-    else:
-        torch.save(state, partial)
-    record = {"sha256": file_digest(partial), **provenance}
-    json_path = provenance_path(path)
-    json_partial = json_path.with_name(json_path.name + ".partial")
-    json_partial.write_text(json.dumps(record, indent=4) + "\n")
-    partial.replace(path)
-    json_partial.replace(json_path)
+    # the record is complete before either takes its place, so that the two are replaced at nearly one moment
+    with whole_file(provenance_path(path)) as json_partial, whole_file(path) as partial:
+        if _is_safetensors(path):
+            # not its save_file, which leaves a file that only its owner can read; one entry, because it writes several
+            # in an order that differs between processes
+            partial.write_bytes(_safetensors(path).save(state, {"provenance": json.dumps(dict(provenance))}))
+        else:
+            torch.save(state, partial)
+        json_partial.write_text(json.dumps({"sha256": file_digest(partial), **provenance}, indent=4) + "\n")
     return path
 
 

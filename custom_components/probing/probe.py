@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,6 +16,7 @@ from tqdm import tqdm
 
 from custom_components.data import MemoryMappedDataset
 from custom_components.errors import InputError
+from custom_components.files import whole_file
 from custom_components.networks import LinearHead, SegmentationNetwork, save_weights
 from custom_components.networks.weight_files import provenance_path
 from custom_components.provenance import git_commit, training_record
@@ -152,10 +152,8 @@ class LinearProbe:
             weights,
             _plain(scan["annotated"]).bool()[None].repeat(len(positions), 1),
         )
-        file.parent.mkdir(parents=True, exist_ok=True)
-        partial = file.with_name(f"{file.name}.{os.getpid()}")
-        torch.save(vars(vectors), partial)
-        partial.replace(file)
+        with whole_file(file) as partial:
+            torch.save(vars(vectors), partial)
         return vectors
 
 

@@ -1,4 +1,5 @@
 import hashlib
+from pathlib import Path
 
 import pytest
 
@@ -195,6 +196,17 @@ def test_the_digest_is_that_of_the_scans_in_any_order():
     assert len(digest) == 12 and digest_of_cases(items[::-1]) == digest
     assert digest_of_cases(items[:-1]) != digest != digest_of_cases(scans(20, prefix="other"))
     assert digest_of_cases([{"image": "scan.nii.gz"}]) != digest_of_cases([{"image": "other.nii.gz"}])
+
+
+def test_the_digest_is_another_where_a_label_is_replaced_but_not_where_the_folder_is_moved(tmp_path):
+    def in_folder(name, label):
+        (tmp_path / name).mkdir()
+        files = {"image": str(tmp_path / name / "a.nii.gz"), "label": str(tmp_path / name / "a_label.nii.gz")}
+        for file, content in zip(files.values(), (b"image", label)):
+            Path(file).write_bytes(content)
+        return digest_of_cases([{"case": "a", **files}])
+
+    assert in_folder("first", b"label") == in_folder("moved", b"label") != in_folder("replaced", b"corrected label")
 
 
 def test_the_first_real_head_and_neck_scan_has_every_organ(real_data):

@@ -207,6 +207,35 @@ def test_a_checkpoint_of_another_training_is_refused(tmp_path):
     assert (tmp_path / "last.pt").read_bytes() == before
 
 
+@pytest.mark.parametrize(
+    ("path", "sha256", "refused"),
+    [
+        ("b/model.pt", "0a", None),
+        ("a/model.pt", "missing", None),
+        ("a/model.pt", "1b", "that started from another file a/model.pt, which has been replaced"),
+        ("b/model.pt", "1b", "with pretrained=a/model.pt, this one has pretrained=b/model.pt"),
+        (None, None, "with pretrained=a/model.pt, this one has pretrained=None"),
+    ],
+)
+def test_the_content_of_the_file_that_a_training_starts_from_decides_not_its_place(tmp_path, path, sha256, refused):
+    network = torch.nn.Linear(2, 1)
+    start = {"pretrained": "a/model.pt", "pretrained_sha256": "0a"}
+    engine = trainer(network, epochs=1)
+    LastCheckpoint(tmp_path, {"network": network}, settings=start).attach(engine)
+    engine.start()
+    engine = trainer(network, epochs=2)
+    last = LastCheckpoint(tmp_path, {"network": network}, settings={"pretrained": path, "pretrained_sha256": sha256})
+    last.attach(engine)
+    if refused:
+        with pytest.raises(InputError, match=refused):
+            engine.start()
+    else:
+        engine.start()
+        assert engine.state.epoch == 2
+        saved = torch.load(tmp_path / "last.pt", weights_only=True)["settings"]
+        assert saved["pretrained_sha256"] == "0a"
+
+
 def test_a_shorter_training_leaves_the_checkpoint_of_a_longer_one(tmp_path):
     network = torch.nn.Linear(2, 1)
     for epochs in (3, 2):
