@@ -25,7 +25,7 @@ def training_record(commit: str | None, steps: int, seconds: float, device: torc
     """Command, commit, steps, time and machine of a training that has just ended."""
     gpu = torch.cuda.get_device_name(device) if torch.device(device).type == "cuda" else None
     return {
-        "command": shell_command(["python", "-m", "monai.bundle", *sys.argv[1:]]),
+        "command": bundle_command(),
         "commit": commit,
         "steps": steps,
         "minutes": round(seconds / 60, 1),
@@ -34,6 +34,11 @@ def training_record(commit: str | None, steps: int, seconds: float, device: torc
         "torch": torch.__version__,
         "monai": monai.__version__,
     }
+
+
+def bundle_command() -> str:
+    """The command that runs now, `python -m monai.bundle ...`."""
+    return shell_command(["python", "-m", "monai.bundle", *sys.argv[1:]])
 
 
 def shell_command(arguments: Iterable[str]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import itertools
 import json
+import logging
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -16,11 +17,14 @@ from .dicom import holds_dicom
 from .headers import ITK_SUFFIXES, NIFTI_SUFFIXES, DataError, Grid
 from .loading import scan_grid
 
+logger = logging.getLogger(__name__)
+
 SUFFIXES = NIFTI_SUFFIXES + ITK_SUFFIXES
 AFFINE_TOLERANCE_MM = 1e-3
 LABELS_FORM = '"labels": {"0": "background", "1": "Liver", ...}'
 TRAINING_FORM = '"training": [{"image": "./imagesTr/a.nii.gz", "label": "./labelsTr/a.nii.gz"}, ...]'
 
+UNLABELLED = "without_labels"
 RESULTS = ("_seg", "_features")  # what inference puts behind the name of a scan
 CONVERT = "dcm2niix -z y -f %i_s%s -o OUTPUT/imagesTr INPUT"
 
@@ -41,13 +45,16 @@ def read_datalist(
             it. A folder named twice is read once.
         class_names: the classes that label values 1, 2, ... must stand for. None takes them from `dataset.json`, which
             must then be the same in all folders. Not used where `labelled` is false.
-        labelled: whether every scan must have a label. If false, labels are neither read nor checked.
+        labelled: whether to read the scans with labels, and leave out those without, with a warning where a folder has
+            both. If false, all scans are read, and labels are neither read nor checked.
 
     Returns:
         Items, folder by folder: `image` (path), `case` (file name without .nii or .nii.gz), `patient` (the entry's in
         `dataset.json`, else the case), `folder` (as given), `scan` (index in the list) and, where labelled, `label`
         (path) and `annotated_labels` (label values drawn in that scan; all where `dataset.json` does not say). Scans
         of one patient, such as CT and MRI under the same name in two folders, land on the same side of every split.
+        Where a folder has scans with and without labels, the latter are a `folder` of their own, so that a split of
+        all holds out the same labelled scans as a split of the labelled ones.
 
     Raises:
         DataError: one line for each fault: a folder without scans, a bad `dataset.json`, other classes than
@@ -60,15 +67,27 @@ def read_datalist(
     names = None if class_names is None else [str(name) for name in class_names]
     for folder in _folders(dataset_dir):
         try:
-            listed = _listed_scans(folder, labelled)
+            listed = _listed_scans(folder)
+            entries, without = _apart(folder, listed)
             if labelled:
                 names = _checked_names(folder, names)
+                _require_labels(folder, listed)
+            else:
+                _tell_not_listed(folder, listed)
         except DataError as error:
             faults.append(str(error))
             continue
-        items += items_of(folder, listed, len(names or []), labelled, faults)
         if labelled:
+            items += items_of(folder, entries, len(names or []), labelled, faults)
             faults += _lonely_labels(folder, listed)
+            if without:
+                logger.warning("%s: %d of its %d scans have no label: left out", folder, len(without), len(listed))
+        else:
+            others = {_path(folder, _image_of(entry)) for entry in without}
+            items += [
+                item | ({"folder": str(folder / UNLABELLED)} if item["image"] in others else {})
+                for item in items_of(folder, listed, 0, labelled, faults)
+            ]
     return checked(items, faults)
 
 
@@ -234,7 +253,7 @@ def _scans_inside(folder: Path) -> list[str]:
     return sorted(_files(folder, SUFFIXES) + series)
 
 
-def _listed_scans(folder: Path, labelled: bool) -> list[Any]:
+def _listed_scans(folder: Path) -> list[Any]:
     """The training entries of a folder, in the form of `dataset.json`; paths may be relative to the folder."""
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder; check dataset_dir")
@@ -259,10 +278,53 @@ def _listed_scans(folder: Path, labelled: bool) -> list[Any]:
             f"{folder}: no scan found; looked for dataset.json, imagesTr/*.nii.gz, imagesTr/*.nii, *.nii.gz and *.nii"
         )
     images = [os.path.relpath(image, folder) for image in images]
-    if not labelled:
-        return images
     labels = {case_name(label): os.path.relpath(label, folder) for label in _nifti_files(folder / "labelsTr")}
-    return [{"image": i, "label": labels.get(case_name(i), f"labelsTr/{os.path.basename(i)}")} for i in images]
+    return [{"image": i, "label": labels[case_name(i)]} if case_name(i) in labels else {"image": i} for i in images]
+
+
+def _apart(folder: Path, entries: Sequence[Any]) -> tuple[list[Any], list[Any]]:
+    """The entries of scans without labels apart from the others; all are others where no scan has a label.
+
+    An entry whose label was forgotten, its file is there, and one that names no image are for `_item` to tell.
+    """
+    labels = {case_name(label) for label in _nifti_files(folder / "labelsTr")}
+    others: list[Any] = []
+    without: list[Any] = []
+    labelled = False
+    for entry in entries:
+        image, has_label = _image_of(entry), isinstance(entry, Mapping) and entry.get("label") is not None
+        labelled |= isinstance(image, str) and has_label
+        unclear = not isinstance(image, str) or case_name(image) in labels
+        (others if has_label or unclear else without).append(entry)
+    return (others, without) if labelled else (list(entries), [])
+
+
+def _image_of(entry: Any) -> Any:
+    return entry.get("image") if isinstance(entry, Mapping) else entry
+
+
+def _path(folder: Path, file: str) -> str:
+    return os.path.normpath(folder / file)
+
+
+def _require_labels(folder: Path, entries: Sequence[Any]) -> None:
+    if not (folder / "dataset.json").is_file() and not _nifti_files(folder / "labelsTr"):
+        name = os.path.basename(_image_of(entries[0]))
+        raise DataError(f"{folder}: none of its {len(entries)} scans has a label; add them, such as labelsTr/{name}")
+
+
+def _tell_not_listed(folder: Path, entries: Sequence[Any]) -> None:
+    """Warn of scans that `dataset.json` does not list: a list of the labelled ones alone shortens a pre-training."""
+    listed = {case_name(image) for image in map(_image_of, entries) if isinstance(image, str)}
+    others = [image for image in _nifti_files(folder / "imagesTr") if case_name(image) not in listed]
+    if others:
+        logger.warning(
+            '%s: scans in imagesTr that it does not list are not used: %d, such as %s; add them to "training", without '
+            '"label" where they have none',
+            folder / "dataset.json",
+            len(others),
+            os.path.basename(others[0]),
+        )
 
 
 def _scans_in(folder: Path) -> list[str]:
@@ -313,11 +375,11 @@ def _checked_names(folder: Path, expected: list[str] | None) -> list[str]:
 
 def _item(folder: Path, entry: Any, num_classes: int, labelled: bool, faults: list[str]) -> dict[str, Any] | None:
     """An entry of `dataset.json` as an item, or None with its fault appended to `faults`."""
-    image = entry.get("image") if isinstance(entry, Mapping) else entry
+    image = _image_of(entry)
     if not isinstance(image, str):
         faults.append(f"{folder / 'dataset.json'}: the entry {entry!r} names no image file; write {TRAINING_FORM}")
         return None
-    image = os.path.normpath(folder / image)
+    image = _path(folder, image)
     case = case_name(image)
     patient = entry.get("patient", case) if isinstance(entry, Mapping) else case
     if type(patient) not in (str, int) or patient == "":
@@ -329,10 +391,11 @@ def _item(folder: Path, entry: Any, num_classes: int, labelled: bool, faults: li
     label = entry.get("label") if isinstance(entry, Mapping) else None
     if not isinstance(label, str):
         faults.append(
-            f'{image}: a label was expected but dataset.json names none; add "label" to its entry or remove it'
+            f"{image}: a label was expected but there is none; add labelsTr/{os.path.basename(image)}, and where there "
+            'is a dataset.json "label" to its entry, or remove it'
         )
         return None
-    item["label"] = os.path.normpath(folder / label)
+    item["label"] = _path(folder, label)
     classes = list(range(1, num_classes + 1))
     annotated = entry.get("annotated_labels", classes)
     # True is an int to Python and would pass for class 1

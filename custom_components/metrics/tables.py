@@ -11,6 +11,7 @@ from typing import Any
 from custom_components.delivery import file_digest
 from custom_components.errors import InputError
 from custom_components.files import whole_file
+from custom_components.provenance import bundle_command
 
 
 def write_csv(path: str | Path, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
@@ -27,7 +28,8 @@ def write_csv(path: str | Path, columns: Sequence[str], rows: Iterable[Mapping[s
 
 
 def record_scores(scores: str | Path, weights: str | Path, split: str) -> Path:
-    """Write beside a table of scores, as `metrics.json` beside `metrics.csv`, which weights it is of.
+    """Write beside a table of scores, as `metrics.json` beside `metrics.csv`, which weights it is of, and by which
+    command.
 
     Args:
         scores: the table.
@@ -36,6 +38,7 @@ def record_scores(scores: str | Path, weights: str | Path, split: str) -> Path:
     """
     path = Path(scores).with_suffix(".json")
     record = {"scores": file_digest(scores), "weights": file_digest(weights), "split": split}
+    record["command"] = bundle_command()
     with whole_file(path) as partial:
         partial.write_text(json.dumps(record, indent=4) + "\n")
     return path

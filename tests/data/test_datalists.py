@@ -16,6 +16,7 @@ from custom_components.data import (
     list_scans,
     read_datalist,
     scan_grid,
+    split_datalist,
 )
 
 from ..scan_files import AXES, SPACING, volume, write_mha, write_nrrd, write_series
@@ -108,9 +109,50 @@ def test_a_folder_without_dataset_json_pairs_imagesTr_with_labelsTr_by_name(fold
     assert items[0]["annotated_labels"] == [1, 2]
     (line,) = faults_of(folder)
     assert "names of the classes are unknown" in line and '"labels": {' in line
-    (folder / "labelsTr" / "b.nii.gz").unlink()
-    (line,) = faults_of(folder, NAMES)
-    assert str(folder / "labelsTr" / "b.nii.gz") in line and "no such file" in line
+    for label in (folder / "labelsTr").iterdir():
+        label.unlink()
+    assert faults_of(folder, NAMES) == [
+        f"{folder}: none of its 3 scans has a label; add them, such as labelsTr/a.nii.gz"
+    ]
+
+
+@pytest.mark.parametrize("listed", [True, False], ids=["dataset.json", "plain"])
+def test_scans_with_and_without_labels_share_a_folder(folder, listed, caplog):
+    """The labelled ones are segmented from; a pre-training takes all, and holds the same labelled ones out."""
+    cases = [f"{i:02d}" for i in range(40)]
+    for case in cases:
+        write_scan(folder / "imagesTr" / f"{case}.nii.gz")
+        if case < "10":
+            write_scan(folder / "labelsTr" / f"{case}.nii.gz", dtype=np.uint8)
+    if listed:
+        write_json(folder, ["a", "b", "c", *cases[:10]])
+        content = json.loads((folder / "dataset.json").read_text())
+        content["training"] += [{"image": f"imagesTr/{case}.nii.gz"} for case in cases[10:]]
+        (folder / "dataset.json").write_text(json.dumps(content))
+    else:
+        (folder / "dataset.json").unlink()
+    labelled = read_datalist(folder, NAMES)
+    assert len(labelled) == 13 and "30 of its 43 scans have no label" in caplog.text
+    unlabelled = read_datalist(folder, labelled=False)
+    assert len(unlabelled) == 43
+    held_out = {item["case"] for item in split_datalist(labelled, "test")}
+    pretrained_on = {item["case"] for item in split_datalist(unlabelled, "pretrain")}
+    assert len(held_out) == 3 and len(pretrained_on) == 43 - 3 - 6
+    assert not held_out & pretrained_on
+
+
+def test_a_label_that_was_forgotten_in_the_list_is_a_fault(folder):
+    content = json.loads((folder / "dataset.json").read_text())
+    del content["training"][1]["label"]
+    (folder / "dataset.json").write_text(json.dumps(content))
+    (line,) = faults_of(folder)
+    assert "b.nii.gz: a label was expected" in line and '"label" to its entry' in line
+
+
+def test_scans_beside_the_list_are_told_to_a_pretraining(folder, caplog):
+    write_scan(folder / "imagesTr" / "d.nii.gz")
+    assert len(read_datalist(folder, labelled=False)) == 3
+    assert "dataset.json: scans in imagesTr that it does not list are not used: 1, such as d.nii.gz" in caplog.text
 
 
 def test_a_plain_folder_may_be_named_by_a_relative_path(folder, monkeypatch):
