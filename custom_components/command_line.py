@@ -6,7 +6,7 @@ import difflib
 import inspect
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,13 +41,35 @@ def refuse_unknown_settings(arguments: Sequence[str] | None = None) -> None:
     files = given.get("config_file")
     if files is None:
         return
-    settings = {_top(name) for name in ConfigParser.load_config_files(files)}
-    known = settings | set(inspect.signature(monai.bundle.run).parameters) - {"override"}
-    unknown = [name for name in given if _top(name) not in known]
+    of_monai = set(inspect.signature(monai.bundle.run).parameters) - {"override"}
+    require_known([name for name in given if name not in of_monai], [files] if isinstance(files, str) else files)
+
+
+def require_known(names: Iterable[str], configs: Sequence[str | Path]) -> None:
+    """Refuse settings that none of some configs has.
+
+    Args:
+        names: of the settings; of one such as `train#trainer#max_epochs` the top level is looked at.
+        configs: the files.
+
+    Raises:
+        InputError: a line for each unknown one, with the most similar one there is.
+    """
+    known = known_settings(configs)
+    unknown = [name for name in names if top_level(name) not in known]
     if unknown:
-        listed = [files] if isinstance(files, str) else files
-        read = ", ".join(Path(file).name for file in listed)
-        raise InputError("\n".join(_sentence(name, read, settings) for name in unknown))
+        read = ", ".join(dict.fromkeys(Path(file).name for file in configs))
+        raise InputError("\n".join(_sentence(name, read, known) for name in unknown))
+
+
+def known_settings(configs: Sequence[str | Path]) -> set[str]:
+    """The names on the top level of configs."""
+    return {top_level(name) for file in configs for name in ConfigParser.load_config_file(str(file))}
+
+
+def top_level(name: str) -> str:
+    """The top-level setting of `train#trainer#max_epochs`, also written with `::`."""
+    return re.split("#|::", name.lstrip("+"))[0]
 
 
 def _flags(arguments: Sequence[str]) -> dict[str, Any]:
@@ -61,13 +83,8 @@ def _flags(arguments: Sequence[str]) -> dict[str, Any]:
     return flags
 
 
-def _top(name: str) -> str:
-    """The top-level setting of `train#trainer#max_epochs`, also written with `::`."""
-    return re.split("#|::", name.lstrip("+"))[0]
-
-
-def _sentence(name: str, read: str, settings: set[str]) -> str:
-    similar = difflib.get_close_matches(_top(name), sorted(settings), 1)
+def _sentence(name: str, read: str, known: set[str]) -> str:
+    similar = difflib.get_close_matches(top_level(name), sorted(known), 1)
     instead = (
         f"did you mean --{similar[0]}?" if similar else "its settings stand at the top of the file; leave this out"
     )

@@ -25,7 +25,7 @@ def training_record(commit: str | None, steps: int, seconds: float, device: torc
     """Command, commit, steps, time and machine of a training that has just ended."""
     gpu = torch.cuda.get_device_name(device) if torch.device(device).type == "cuda" else None
     return {
-        "command": bundle_command(),
+        "command": running_command(),
         "commit": commit,
         "steps": steps,
         "minutes": round(seconds / 60, 1),
@@ -36,7 +36,7 @@ def training_record(commit: str | None, steps: int, seconds: float, device: torc
     }
 
 
-def bundle_command() -> str:
+def running_command() -> str:
     """The command that runs now, `python -m monai.bundle ...`."""
     return shell_command(["python", "-m", "monai.bundle", *sys.argv[1:]])
 

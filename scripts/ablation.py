@@ -20,6 +20,7 @@ from custom_components.evidence import (
     as_counts,
     as_list,
     check_heads,
+    check_settings,
     intensities_of_rows,
     make_cells,
     pretrain_rows,
@@ -79,6 +80,7 @@ def ablation(
     check_heads(as_list(heads))
     merged = as_list(training_overrides)
     require_configs(folder, merged)
+    check_settings(folder, settings, [BUNDLES / pretraining / "configs" / "train.json"])
     training = training_settings(as_list(heads), steps, output / "cache")
     counts = as_counts(num_labelled)
     # the pre-trainings hold out the scans that the segmentations are scored on

@@ -19,6 +19,7 @@ from custom_components.evidence import (
     UNTRAINED,
     as_counts,
     as_list,
+    check_settings,
     label_efficiency_figure,
     make_cells,
     require_all,
@@ -82,6 +83,7 @@ def label_efficiency(
     released = _released_backbone(folder)
     if released.is_file() and "released" not in files:
         files["released"] = str(released)
+    check_settings(folder, [*settings, *(name for own in (backbone_settings or {}).values() for name in own)])
     counts = as_counts(num_labelled)
     subsets, merged = [int(seed) for seed in as_list(seeds)], as_list(training_overrides)
     cells = make_cells(folder, files, counts, as_list(heads), subsets, backbone_settings, merged)

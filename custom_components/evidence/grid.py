@@ -16,6 +16,7 @@ from typing import Any
 from monai.bundle import ConfigParser
 from tqdm import tqdm
 
+from custom_components.command_line import known_settings, require_known, top_level
 from custom_components.delivery import file_digest
 from custom_components.errors import InputError
 from custom_components.metrics import warn_of_seen
@@ -31,6 +32,9 @@ HEADS: dict[str, tuple[list[str], str]] = {
     "nonlinear": (["nonlinear_probe"], "run"),
     "finetune": ([], "run"),
 }
+
+# what differs between the cells -> the option of the scripts that says so
+OPTION_OF = {"seed": "seeds", "pretrained": "backbones", "weights": "backbones"}
 
 
 @dataclass(frozen=True)
@@ -112,12 +116,17 @@ def as_list(value: Any) -> list[Any]:
 def bundle_command(
     bundle: Path, configs: Sequence[str], folder: Path, settings: Mapping[str, Any], run_id: str = "run"
 ) -> list[str]:
-    """The `monai.bundle run` command of a bundle's configs, merged in this order, with its output in `folder`."""
+    """The `monai.bundle run` command of a bundle's configs, merged in this order, with its output in `folder`.
+
+    Settings that these configs do not have, such as those of the training where it is the evaluation's, are left out.
+    """
     files = [str(bundle / "configs" / f"{name}.json") for name in configs]
     command = [sys.executable, "-W", "ignore", "-m", "monai.bundle", "run", run_id, "--config_file", str(files)]
     command += ["--bundle_root", str(bundle), "--output_dir", str(folder)]
+    known = known_settings(files)
     for key, value in settings.items():
-        command += [f"--{key}", str(value)]
+        if top_level(key) in known:
+            command += [f"--{key}", str(value)]
     return command
 
 
@@ -168,6 +177,17 @@ def check_heads(heads: Iterable[str]) -> None:
     unknown = sorted(set(heads) - set(HEADS))
     if unknown:
         raise InputError(f"heads: must be of {', '.join(HEADS)} but {', '.join(unknown)} came")
+
+
+def check_settings(bundle: Path, names: Iterable[str], others: Sequence[Path] = ()) -> None:
+    """Raises an `InputError` that names the overrides that neither the bundle's configs nor `others` have, or that are
+    another one in every cell.
+    """
+    names = list(names)
+    for name, option in OPTION_OF.items():
+        if name in names:
+            raise InputError(f"--{name}: is another one in every training of a grid; give --{option}")
+    require_known(names, [*others, *(bundle / "configs" / f"{name}.json" for name in ("train", "evaluate"))])
 
 
 def training_settings(

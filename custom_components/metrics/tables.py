@@ -11,7 +11,7 @@ from typing import Any
 from custom_components.delivery import file_digest
 from custom_components.errors import InputError
 from custom_components.files import whole_file
-from custom_components.provenance import bundle_command
+from custom_components.provenance import running_command
 
 
 def write_csv(path: str | Path, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
@@ -38,7 +38,7 @@ def record_scores(scores: str | Path, weights: str | Path, split: str) -> Path:
     """
     path = Path(scores).with_suffix(".json")
     record = {"scores": file_digest(scores), "weights": file_digest(weights), "split": split}
-    record["command"] = bundle_command()
+    record["command"] = running_command()
     with whole_file(path) as partial:
         partial.write_text(json.dumps(record, indent=4) + "\n")
     return path
