@@ -110,6 +110,10 @@ def adopt_weights(
     for source, target in copies.items():
         if source.resolve() != target.resolve():
             shutil.copyfile(source, target)
+    if with_cases:
+        scored_by = docs / scores.with_suffix(".json").name
+        told = {key: without_places(value) for key, value in json.loads(scored_by.read_text()).items()}
+        scored_by.write_text(json.dumps(told, indent=4) + "\n")
     (models / "model.json").write_text(json.dumps(record, indent=4) + "\n")
     for name in FORMER:
         if bundle / name not in (*copies, *copies.values()):

@@ -43,13 +43,14 @@ def test_a_bundle_that_adopts_weights_can_be_released_and_published(bundles, tra
     assert not (bundle / "docs" / "metrics.csv").exists()
 
 
-def test_the_next_weights_replace_what_was_written_of_the_last(bundles, trained):
+def test_the_next_weights_replace_what_was_written_of_the_last(bundles, trained, monkeypatch):
     bundle = bundles / SEGMENTER
     adopt_weights(bundle, trained / "model.pt", trained / "metrics.csv", "cc-by-4.0")
     first = json.loads((bundle / "models" / "model.json").read_text())["sha256"]
     save_weights(SegmentationNetwork(num_classes=2, **TINY), trained / "model.pt", {"data": "data/Scans"})
     with pytest.raises(InputError, match="metrics.json: was written for other weights than .*model.pt; run evaluate"):
         adopt_weights(bundle, trained / "model.pt", trained / "metrics.csv", "cc-by-4.0")
+    monkeypatch.setattr("sys.argv", ["monai.bundle", "run", "--dataset_dir", "/home/anna/Scans"])
     record_scores(trained / "metrics.csv", trained / "model.pt", "all")
     (bundle / "models" / "model.safetensors").write_bytes(b"of the weights before")
     adopt_weights(bundle, trained / "model.pt", trained / "metrics.csv", "cc-by-4.0", with_cases=True)
@@ -59,6 +60,8 @@ def test_the_next_weights_replace_what_was_written_of_the_last(bundles, trained)
     assert (bundle / "docs" / "metrics.csv").read_text() == SCORES and "on 2 scans (`--split all`), on" in text
     assert not (bundle / "models" / "model.safetensors").exists()
     check_bundle(bundle)
+    published = json.loads((bundle / "docs" / "metrics.json").read_text())
+    assert published["command"] == "python -m monai.bundle run --dataset_dir Scans"
     # once more from the bundle itself, and then without the cases
     adopt_weights(bundle, bundle / "models" / "model.pt", bundle / "docs" / "metrics.csv", "mit", with_cases=True)
     assert (bundle / "docs" / "metrics.csv").read_text() == SCORES
