@@ -90,7 +90,7 @@ def test_another_fold_in_the_same_folder_is_refused(trained, command_line):
     name, data, output = trained
     settings = {**SMALL, **SHORT, "pretrained": "none", "head_epochs": 1, "fold": 2}
     failed = command_line(name, "train", dataset_dir=data, output_dir=output, **settings)
-    assert failed.returncode != 0 and "last.pt: was written by a training with cases=" in failed.stderr
+    assert failed.returncode != 0 and "last.pt: was written by a training of other scans" in failed.stderr
 
 
 @pytest.mark.slow

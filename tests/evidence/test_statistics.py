@@ -31,6 +31,7 @@ from custom_components.metrics import write_csv
 
 ROOT = Path(__file__).resolve().parents[2]
 BUNDLES = ROOT / "bundles"
+SEGMENTER = BUNDLES / "hippocampus_mri_segmentation"
 RNG = np.random.default_rng(0)
 CASES = [f"case_{i:02d}" for i in range(30)]
 
@@ -184,7 +185,7 @@ def test_a_documents_figures_are_of_the_scores_of_the_same_name():
 
 def test_a_folder_with_another_training_is_refused_before_anything_runs(tmp_path, monkeypatch):
     (tmp_path / "w.pt").write_bytes(b"first")
-    cells = make_cells(tmp_path / "bundle", {"ours": str(tmp_path / "w.pt")}, [1], ["finetune"], [0])
+    cells = make_cells(SEGMENTER, {"ours": str(tmp_path / "w.pt")}, [1], ["finetune"], [0])
     done = SimpleNamespace(returncode=0)
     monkeypatch.setattr("subprocess.run", lambda *args, **kwargs: done)
     steps = {"finetune": {"max_steps": 600, "cache_dir": tmp_path / "cache"}}
@@ -256,12 +257,14 @@ def test_steps_are_those_of_heads_that_are_trained():
 def test_a_grid_has_every_combination_once_and_few_labels_come_first(tmp_path):
     (tmp_path / "w.pt").touch()
     backbones = {UNTRAINED: None, "ours": str(tmp_path / "w.pt")}
-    cells = make_cells(tmp_path / "bundle", backbones, [None, 4, 1], ["linear", "finetune"], [0, 1])
+    cells = make_cells(SEGMENTER, backbones, [None, 4, 1], ["linear", "finetune"], [0, 1])
     assert len(set(cells)) == 2 * 3 * 2 * 2
     assert [cell.labels for cell in cells[:12]] == ["1"] * 4 + ["4"] * 4 + ["all"] * 4
     assert len({cell.folder(tmp_path) for cell in cells}) == len(cells)
     scratch = next(cell for cell in cells if cell.backbone == UNTRAINED and cell.head == "finetune")
-    train, evaluate = scratch.commands(tmp_path, {"dataset_dir": "d"}, {"max_steps": 7})
+    # a setting of the training alone is not the evaluation's
+    train, evaluate = scratch.commands(tmp_path, {"dataset_dir": "d", "learning_rate": 0.1}, {"max_steps": 7})
+    assert "--learning_rate" in train and "--learning_rate" not in evaluate
     assert "from_scratch.json" in " ".join(train) and train[train.index("--max_steps") + 1] == "7"
     assert "--max_steps" not in evaluate and evaluate[evaluate.index("--dataset_dir") + 1] == "d"
 
@@ -286,7 +289,7 @@ def test_a_grid_that_cannot_be_run_is_refused(tmp_path):
 
 
 def test_configs_are_merged_where_a_head_is_trained_step_by_step(tmp_path):
-    bundle, merged = BUNDLES / "hippocampus_mri_segmentation", ["strong_augmentation"]
+    bundle, merged = SEGMENTER, ["strong_augmentation"]
     for head, expected in (("linear", 0), ("nonlinear", 1), ("finetune", 1)):
         (cell,) = make_cells(bundle, {UNTRAINED: None}, [1], [head], [0], overrides=merged)
         commands = cell.commands(tmp_path, {}, {})
@@ -298,7 +301,8 @@ def test_a_linear_probe_is_fitted_in_seconds_with_the_intensities_of_its_backbon
     (tmp_path / "w.pt").touch()
     needs = {"vox2vec": {"intensity_range": [-1350, 1000]}}
     backbones = {UNTRAINED: None, "vox2vec": str(tmp_path / "w.pt")}
-    cells = make_cells(tmp_path / "bundle", backbones, [4], ["linear", "linear_augmented"], [0], needs)
+    bundle = BUNDLES / "head_neck_ct_segmentation"
+    cells = make_cells(bundle, backbones, [4], ["linear", "linear_augmented"], [0], needs)
     for cell in cells:
         train, evaluate = cell.commands(tmp_path, {"intensity_range": [0, 1]}, {})
         expected = str([-1350, 1000] if cell.backbone == "vox2vec" else [0, 1])
