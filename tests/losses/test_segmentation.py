@@ -1,10 +1,11 @@
 import pytest
 import torch
 
+from custom_components.errors import InputError
 from custom_components.losses import PartialLabelLoss
 
 
-def slow_loss(logits, label, annotated, smooth=1.0):
+def slow_loss(logits, label, annotated, smooth=1.0, positive_weight=1.0):
     """Class by class in float64, straight from the definition."""
     n, k = logits.shape[:2]
     terms, dices = [], []
@@ -16,7 +17,7 @@ def slow_loss(logits, label, annotated, smooth=1.0):
                 continue
             seen = True
             p, t = torch.sigmoid(logits[i, c]), (label[i, 0] == c + 1).double()
-            terms.append(-(t * p.log() + (1 - t) * (1 - p).log()).mean())
+            terms.append(-(positive_weight * t * p.log() + (1 - t) * (1 - p).log()).mean())
             overlap = overlap + (p * t).sum()
             volume = volume + p.sum() + t.sum()
         if seen:
@@ -31,11 +32,19 @@ def example():
     return logits, label
 
 
-def test_loss_equals_the_slow_definition():
+@pytest.mark.parametrize("positive_weight", [1.0, 10.0])
+def test_loss_equals_the_slow_definition(positive_weight):
     logits, label = example()
     annotated = torch.tensor([[1, 1, 0], [1, 0, 0]])
-    loss = PartialLabelLoss()(logits, {"label": label, "annotated": annotated})
-    assert torch.allclose(loss, slow_loss(logits, label, annotated), rtol=1e-10)
+    loss = PartialLabelLoss(positive_weight=positive_weight)(logits, {"label": label, "annotated": annotated})
+    expected = slow_loss(logits, label, annotated, positive_weight=positive_weight)
+    assert torch.allclose(loss, expected, rtol=1e-10)
+
+
+@pytest.mark.parametrize("wrong", [0, -1, float("nan")])
+def test_a_weight_that_is_not_above_0_is_refused(wrong):
+    with pytest.raises(InputError, match="positive_weight must be above 0"):
+        PartialLabelLoss(positive_weight=wrong)
 
 
 def test_everything_counts_as_annotated_by_default():
