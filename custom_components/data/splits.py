@@ -28,9 +28,8 @@ def split_datalist(
     The distinct patients of each folder (`patient`, else `case`) are ranked by a hash of seed and name: the first fifth
     is the test part, the next tenth the validation part, the rest the training part. A patient stays whole: where it is
     a test patient in one folder it is one in all, and likewise for validation; whose scan a case is need be said in one
-    folder only. So the test part of one folder alone has
-    no patient in common with the training or pre-training part of that folder together with any others. A scan that is
-    added moves few others; with folds, many.
+    folder only. So the test part of one folder alone has no patient in common with the training or pre-training part of
+    that folder together with any others. A scan that is added moves few others; with folds, many.
 
     Args:
         datalist: items with `case`, `patient` where several cases are of one, and `folder` where there are several.

@@ -23,7 +23,7 @@ class PartialLabelLoss(nn.Module):
         smooth: added to Dice's numerator and denominator, in voxels.
         dice_weight: weight of the Dice term; cross-entropy has weight 1.
         positive_weight: how many times as much a voxel of a class counts in its cross-entropy as one outside. Above 1,
-            small classes are found in fewer steps.
+            small classes may be found in fewer steps (docs/EXPERIMENTS.md).
 
     Raises:
         InputError: a `positive_weight` that is not above 0.
