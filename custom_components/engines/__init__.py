@@ -2,7 +2,8 @@
 
 from .adam import FusedAdam
 from .batches import prepare_partial_labels, prepare_views
+from .evaluation import SoundScans
 from .folder import FolderInference
 from .pretrainer import Pretrainer
 
-__all__ = ["FolderInference", "FusedAdam", "Pretrainer", "prepare_partial_labels", "prepare_views"]
+__all__ = ["FolderInference", "FusedAdam", "Pretrainer", "SoundScans", "prepare_partial_labels", "prepare_views"]

@@ -58,7 +58,7 @@ class FolderInference:
                     try:
                         self._process(index)
                     except Exception as error:  # whatever it is, the other scans are not to blame
-                        failures.append(_sentence(items[index], error))
+                        failures.append(fault_of(items[index], error))
                         progress.write(failures[-1], file=sys.stderr)
         finally:
             self.evaluator.data_loader, self.evaluator.state.epoch_length = loader, length
@@ -87,7 +87,8 @@ class FolderInference:
         self._error = error
 
 
-def _sentence(item: Mapping[str, Any], error: Exception) -> str:
+def fault_of(item: Mapping[str, Any], error: Exception) -> str:
+    """Why a scan failed, in a sentence that names its file."""
     told = find_input_error(error)
     if told is not None:
         return str(told)

@@ -7,6 +7,9 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from custom_components.data import PHANTOM_CLASSES
+from custom_components.networks import SegmentationNetwork, save_weights
+
 from .conftest import CLASSES, SHORT, SMALL
 
 pytestmark = pytest.mark.slow
@@ -43,6 +46,21 @@ def test_damaged_scans_are_named_before_training_starts(command_line, dataset, t
     held_out = [scan.name for scan in scans[:3] if scan.name not in text]
     assert len(held_out) <= 1 and len(text.strip().splitlines()) >= 2
     assert not (tmp_path / "o" / "checkpoints").exists()
+
+
+def test_a_damaged_scan_does_not_cost_the_scores_of_the_others(command_line, dataset, tmp_path):
+    scans = sorted((dataset / "imagesTr").glob("*.nii.gz"))
+    content = scans[0].read_bytes()
+    scans[0].write_bytes(content[: len(content) // 2])
+    name, output = "hippocampus_mri_segmentation", tmp_path / "o"
+    network = SegmentationNetwork(len(PHANTOM_CLASSES), base_channels=4, num_scales=3)
+    weights = save_weights(network, tmp_path / "model.pt")
+    settings = {**SMALL, **CLASSES, "weights": weights, "split": "all"}
+    text = complaint(command_line(name, "evaluate", dataset_dir=dataset, output_dir=output, **settings))
+    assert scans[0].name in text and "5 of 6 scans scored" in text
+    rows = (output / "incomplete_metrics.csv").read_text().splitlines()[1:]
+    assert len(rows) == 5 * 6 and not any(row.startswith("phantom_mri_000") for row in rows)
+    assert sorted(file.name for file in output.iterdir()) == ["incomplete_metrics.csv"]
 
 
 def test_label_and_image_of_different_shape(command_line, dataset, tmp_path):
