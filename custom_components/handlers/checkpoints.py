@@ -81,7 +81,8 @@ class LastCheckpoint:
         save_dict: objects with `state_dict` and `load_state_dict`: network, optimiser, scheduler, trainer, ...
         interval: epochs between two checkpoints.
         seed: the training's seed.
-        resume: False starts anew; a checkpoint that is there is kept under another name.
+        resume: False starts anew.
+        put_aside: without `resume`, whether a checkpoint that is there is kept under another name, or replaced.
         settings: what makes this training what it is, plain data; a checkpoint with other settings is refused.
 
     Raises:
@@ -98,9 +99,11 @@ class LastCheckpoint:
         seed: int = 0,
         resume: bool = True,
         settings: Mapping[str, Any] | None = None,
+        put_aside: bool = True,
     ) -> None:
         self.path = Path(folder) / "last.pt"
-        self.save_dict, self.interval, self.seed, self.resume = dict(save_dict), interval, seed, resume
+        self.save_dict, self.interval, self.seed = dict(save_dict), interval, seed
+        self.resume, self.put_aside = resume, put_aside
         # as it comes back from the file
         self.settings: dict[str, Any] = json.loads(json.dumps(dict(settings or {}), default=str))
         self.known: tuple[int, ...] | None = None  # the file that this training has read or written
@@ -159,7 +162,7 @@ class LastCheckpoint:
         logger.warning("begins anew; the checkpoint of the training before is kept as %s", aside)
 
     def load(self, engine: Any) -> None:
-        if not self.resume and self.path.is_file() and engine.state.rank == 0:
+        if not self.resume and self.put_aside and self.path.is_file() and engine.state.rank == 0:
             self._put_aside()
         self.known = self._on_disk()
         self._remove_remains()

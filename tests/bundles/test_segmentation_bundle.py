@@ -11,6 +11,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from custom_components import load_backbone
 from custom_components.data import PHANTOM_CLASSES
+from custom_components.delivery import file_digest
 
 from .conftest import CLASSES, SHORT, SMALL
 
@@ -165,6 +166,8 @@ def test_an_annotators_request_trains_the_network_in_use_on_classes_of_ones_own(
     assert state["head.layers.0.bias"].shape == (8,) and released["head.layers.0.bias"].shape == (6,)
     kept = all(torch.equal(state[key], value) for key, value in released.items() if key.startswith("backbone."))
     assert kept == (run_id == "run")
+    record = json.loads(weights.with_name("model.json").read_text())
+    assert record["pretrained"] == str(weights) and record["pretrained_sha256"] == file_digest(segmenter / "model.pt")
 
 
 def test_evaluation_scores_every_case_and_class(run_bundle, command_line, mri_phantoms, segmenter, tmp_path):

@@ -161,9 +161,9 @@ def test_a_damaged_checkpoint_is_named(content, tmp_path):
 
 def test_a_training_that_begins_anew_keeps_the_checkpoint_that_was_there(tmp_path):
     network = torch.nn.Linear(2, 1)
-    for resume in (True, False):
+    for options in ({}, {"resume": False}, {"resume": False, "put_aside": False}):
         engine = trainer(network, epochs=1)
-        LastCheckpoint(tmp_path, {"network": network}, resume=resume).attach(engine)
+        LastCheckpoint(tmp_path, {"network": network}, **options).attach(engine)
         engine.start()
     aside = [path for path in tmp_path.glob("last_*.pt")]
     assert len(aside) == 1 and torch.load(aside[0], weights_only=True)["trainer"]["iteration"] == 3
