@@ -25,11 +25,12 @@ def split_datalist(
 ) -> list[dict[str, Any]]:
     """The items of one part of a split, in the order of `datalist`.
 
-    The distinct patients of each folder (`patient`, else `case`) are ranked by a hash of seed and name: the first fifth
-    is the test part, the next tenth the validation part, the rest the training part. A patient stays whole: where it is
-    a test patient in one folder it is one in all, and likewise for validation; whose scan a case is need be said in one
-    folder only. So the test part of one folder alone has no patient in common with the training or pre-training part of
-    that folder together with any others. A scan that is added moves few others; with folds, many.
+    The distinct patients that a folder names (`patient`, else `case`) are ranked by a hash of seed and name: the first
+    fifth is the test part, the next tenth the validation part, the rest the training part. A patient stays whole: where
+    it is a test patient in one folder it is one in all, and likewise for validation. A case without `patient` is of the
+    patient of whom another folder says that it is; where folders say different ones, they are different cases of one
+    name. So the test part of one folder alone has no patient in common with the training or pre-training part of that
+    folder together with any others. A scan that is added moves few others; with folds, many.
 
     Args:
         datalist: items with `case`, `patient` where several cases are of one, and `folder` where there are several.
@@ -57,10 +58,10 @@ def split_datalist(
         raise InputError(
             f"num_folds must be at least 2 and fold from 0 to num_folds - 1 but are {num_folds} and {fold}"
         )
-    patient_of = _patients_of_cases(datalist)
+    group_of = _groups(datalist)
     folders: dict[str, set[str]] = {}
     for item in datalist:
-        folders.setdefault(str(item.get("folder", "")), set()).add(patient_of[item["case"]])
+        folders.setdefault(str(item.get("folder", "")), set()).add(_patient(item))
     test: set[str] = set()
     validation: set[str] = set()
     for patients in folders.values():
@@ -70,17 +71,17 @@ def split_datalist(
         else:
             held_out = ranked[fold::num_folds]
         rest = [patient for patient in ranked if patient not in held_out]
-        test.update(held_out)
-        validation.update(rest[: _held_out(len(ranked), validation_fraction)])
+        test.update(group_of[patient] for patient in held_out)
+        validation.update(group_of[patient] for patient in rest[: _held_out(len(ranked), validation_fraction)])
     validation -= test
     wanted = {
-        "test": lambda patient: patient in test,
-        "validation": lambda patient: patient in validation,
-        "train": lambda patient: patient not in test and patient not in validation,
-        "pretrain": lambda patient: patient not in test,
-        "all": lambda patient: True,
+        "test": lambda group: group in test,
+        "validation": lambda group: group in validation,
+        "train": lambda group: group not in test and group not in validation,
+        "pretrain": lambda group: group not in test,
+        "all": lambda group: True,
     }[part]
-    items = [dict(item) for item in datalist if wanted(patient_of[item["case"]])]
+    items = [dict(item) for item in datalist if wanted(group_of[_patient(item)])]
     if not items and part in ("train", "pretrain"):
         raise DataError(
             f"No training scan left: {len(datalist)} scans, all held out; add scans or lower the fractions."
@@ -153,11 +154,25 @@ def _held_out(count: int, fraction: float) -> int:
     return max(round(count * fraction), 1) if count >= 3 and fraction > 0 else 0
 
 
-def _patients_of_cases(datalist: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-    """Case -> patient. A case that is named in several folders has the patient that one of them says."""
-    patients: dict[str, str] = {}
+def _patient(item: Mapping[str, Any]) -> str:
+    return str(item.get("patient", item["case"]))
+
+
+def _groups(datalist: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """Patient -> one name for all patients that are the same: a case without a patient, and whom another folder says
+    that the case is of.
+    """
+    said: dict[str, set[str]] = {}
+    unsaid: set[str] = set()
     for item in datalist:
-        case, patient = item["case"], str(item.get("patient", item["case"]))
-        if patient != case or case not in patients:
-            patients[case] = patient
-    return patients
+        case, patient = item["case"], _patient(item)
+        if patient == case:
+            unsaid.add(case)
+        else:
+            said.setdefault(case, set()).add(patient)
+    group_of = {patient: patient for patient in map(_patient, datalist)}
+    for case in sorted(unsaid & said.keys()):
+        same = {group_of[name] for name in (case, *said[case])}
+        first = min(same)
+        group_of = {patient: first if group in same else group for patient, group in group_of.items()}
+    return group_of

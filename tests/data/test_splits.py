@@ -190,6 +190,33 @@ def test_the_patient_of_a_case_need_be_said_in_one_folder_only():
         assert not {item["case"][:3] for item in test} & {item["case"][:3] for item in rest}
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_what_labelled_scans_alone_hold_out_is_held_out_with_a_folder_that_says_their_patients(seed):
+    unlabelled = [
+        {"case": f"{i:03d}_s{k}", "patient": f"{i:03d}", "folder": "scans"} for i in range(20) for k in (1, 2)
+    ]
+    labelled = [{"case": f"{i:03d}_s1", "patient": f"{i:03d}_s1", "folder": "labelled"} for i in range(20)]
+    alone = {item["case"][:3] for item in split_datalist(labelled, "test", seed)}
+    rest = {item["case"][:3] for item in split_datalist(unlabelled + labelled, "pretrain", seed)}
+    assert len(alone) == 4 and not alone & rest
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_cases_of_one_name_whose_patients_differ_are_different_cases(seed):
+    """Two sites number their scans alike, two and three a patient."""
+    sites = [
+        {"case": f"scan{i:02d}", "patient": f"{site}{i // scans}", "folder": site}
+        for site, scans in (("A", 2), ("B", 3))
+        for i in range(60)
+    ]
+    sides = [split_datalist(sites, part, seed) for part in PARTS]
+    patients = [{item["patient"] for item in side} for side in sides]
+    assert sum(map(len, patients)) == len(set.union(*patients)) == 50
+    assert (
+        sum(item["folder"] == "A" for item in sides[2]) == 12 and sum(item["folder"] == "B" for item in sides[2]) == 12
+    )
+
+
 def test_the_digest_is_that_of_the_scans_in_any_order():
     items = scans(20)
     digest = digest_of_cases(items)
