@@ -19,19 +19,19 @@ from .tables import write_csv
 COLUMNS = ("case", "class", "dice", "hd95_mm")
 
 
-def dice_score(prediction: Tensor, truth: Tensor) -> float:
-    """Dice coefficient of two masks; 1 where both are empty."""
+def dice_score(prediction: Tensor, truth: Tensor) -> float | None:
+    """Dice coefficient of two masks; None where both are empty, as there is nothing to overlap."""
     total = int(prediction.sum()) + int(truth.sum())
-    return 2 * int((prediction & truth).sum()) / total if total else 1.0
+    return 2 * int((prediction & truth).sum()) / total if total else None
 
 
-def hausdorff_95(prediction: Tensor, truth: Tensor, spacing: Sequence[float]) -> float:
+def hausdorff_95(prediction: Tensor, truth: Tensor, spacing: Sequence[float]) -> float | None:
     """95th percentile of the symmetric surface distance in mm of two masks `(H, W, D)`.
 
-    0 where both are empty, infinite where one is.
+    None where both are empty, infinite where one is.
     """
     if not prediction.any() or not truth.any():
-        return 0.0 if prediction.any() == truth.any() else math.inf
+        return None if prediction.any() == truth.any() else math.inf
     # distances depend on nothing outside the two masks: their bounding box, one voxel wider, is enough
     box = _bounding_box(prediction | truth)
     first, second = (mask[box][None, None].float() for mask in (prediction, truth))
@@ -52,7 +52,7 @@ class SegmentationScores(Metric):
 
     `compute` returns the mean over classes of the mean over cases, and writes `csv_path` where one is given: one row a
     case and class with the columns `case,class,dice,hd95_mm`; both values are empty where the class is not annotated in
-    that scan, and `hd95_mm` is `inf` where the class was missed, or found where it is not.
+    that scan, or neither there nor found; where it was missed, or found where it is not, Dice is 0 and `hd95_mm` `inf`.
 
     Args:
         class_names: names of label values 1..K.

@@ -28,7 +28,8 @@ COLUMNS = ("case", "source", "class", "dice")
 class LabelTransfer:
     """Give each voxel of a scan the label of the most similar voxel of another patient, without any training.
 
-    Scan i takes its labels from the `sources` scans that follow it in the list, which starts again after its last one.
+    A scan takes its labels from the `sources` scans of other patients that follow it in the list, which starts again
+    after its last one.
     Voxels are drawn at random from the body, so that Dice is an estimate: that of the drawn voxels.
 
     Args:
@@ -37,7 +38,7 @@ class LabelTransfer:
             `annotated` `(K,)`, `case`.
         class_names: names of label values 1..K.
         csv_path: file for the rows `case,source,class,dice`, `dice` empty where the class is not annotated in both.
-        sources: patients that a scan takes labels from, one after the other; at most all others.
+        sources: scans that a scan takes labels from, one after the other; at most all of other patients.
         keys: voxels drawn from the source.
         queries: voxels drawn from the scan.
         seed: decides which ones.
@@ -63,27 +64,21 @@ class LabelTransfer:
         """Transfer, write the table, and return the mean Dice of each class; the log tells them and their mean.
 
         Raises:
-            InputError: fewer than two scans.
+            InputError: scans of fewer than two patients.
         """
-        count = len(self.dataset)
-        if count < 2:
-            raise InputError(
-                f"label_transfer: needs two labelled scans or more in this part of the split but there is {count}; "
-                "use --split all"
-            )
+        sources = self._sources_of()
         self.network.eval()
-        # the voxels of the scans that are still to be sources, and of the first ones, which the last ones take from
+        # voxels are kept until the last scan that needs them
+        last = {other: index for index, others in enumerate(sources) for other in others}
         drawn: dict[int, dict[str, Any]] = {}
         rows: list[dict[str, Any]] = []
-        sources = min(self.sources, count - 1)
-        for index in tqdm(range(count), desc="label transfer", unit="scan"):
-            for other in [index, *((index + step) % count for step in range(1, sources + 1))]:
-                if other not in drawn:
-                    drawn[other] = self._voxels(other)
-            for step in range(1, sources + 1):
-                rows += self._rows(drawn[index], drawn[(index + step) % count])
-            if index >= sources:  # of the first ones, the last scans still take labels
-                del drawn[index]
+        for index, others in enumerate(tqdm(sources, desc="label transfer", unit="scan")):
+            for scan in (index, *others):
+                if scan not in drawn:
+                    drawn[scan] = self._voxels(scan)
+            for other in others:
+                rows += self._rows(drawn[index], drawn[other])
+            drawn = {scan: voxels for scan, voxels in drawn.items() if max(scan, last.get(scan, 0)) > index}
         write_csv(self.csv_path, COLUMNS, rows)
         means = {}
         for name in self.class_names:
@@ -95,6 +90,21 @@ class LabelTransfer:
             mean = sum(means.values()) / len(means)
             logger.info("label transfer between patients: mean Dice %.3f (%s); wrote %s", mean, parts, self.csv_path)
         return means
+
+    def _sources_of(self) -> list[list[int]]:
+        """For each scan, the places of those that it takes labels from."""
+        patients = [str(item.get("patient", item["case"])) for item in self.dataset.data]
+        count = len(patients)
+        if len(set(patients)) < 2:
+            raise InputError(
+                f"label_transfer: needs labelled scans of two patients or more in this part of the split but there are "
+                f"{count} of {len(set(patients))}; use --split all"
+            )
+        following = [[(index + step) % count for step in range(1, count)] for index in range(count)]
+        return [
+            [other for other in others if patients[other] != patients[index]][: self.sources]
+            for index, others in enumerate(following)
+        ]
 
     def _voxels(self, index: int) -> dict[str, Any]:
         """Embeddings and labels of random body voxels of a scan."""

@@ -32,7 +32,7 @@ def test_hausdorff_equals_brute_force_on_anisotropic_voxels(spacing):
 def test_empty_masks_have_defined_scores():
     empty, one = torch.zeros(3, 3, 3, dtype=torch.bool), torch.zeros(3, 3, 3, dtype=torch.bool)
     one[1, 1, 1] = True
-    assert (dice_score(empty, empty), hausdorff_95(empty, empty, (1, 1, 1))) == (1.0, 0.0)
+    assert (dice_score(empty, empty), hausdorff_95(empty, empty, (1, 1, 1))) == (None, None)
     assert (dice_score(empty, one), hausdorff_95(empty, one, (1, 1, 1))) == (0.0, math.inf)
     assert (dice_score(one, one), hausdorff_95(one, one, (1, 1, 1))) == (1.0, 0.0)
 
@@ -62,6 +62,15 @@ def test_rows_leave_out_what_is_not_annotated(tmp_path):
     assert float(rows[0]["hd95_mm"]) == 2.0  # one slice of 2 mm
     assert mean == pytest.approx((0.9 + 2 / 3) / 2)
     assert mean_by_class(tmp_path / "metrics.csv") == {"A": 0.9, "B": 0.6667}
+
+
+def test_a_class_that_is_neither_there_nor_found_is_not_scored_and_one_that_is_found_counts_as_zero():
+    """Otherwise a network that finds nothing would be perfect wherever an organ was removed."""
+    scores, empty, full = SegmentationScores(["A"], hausdorff=True), torch.zeros(1, 4, 4, 4), torch.ones(1, 4, 4, 4)
+    for case, (prediction, label) in enumerate([(empty, empty), (full, empty), (full, full)]):
+        scores.update({"case": str(case), "pred": prediction, "label": label})
+    assert [(row["dice"], row["hd95_mm"]) for row in scores.rows] == [(None, None), (0.0, math.inf), (1.0, 0.0)]
+    assert scores.compute() == 0.5
 
 
 def test_a_prediction_of_another_shape_is_refused():
