@@ -27,6 +27,7 @@ from custom_components.evidence import (
     require_all,
     require_configs,
     run_cells,
+    scored_scans,
     summary_table,
     training_settings,
     write_results,
@@ -91,7 +92,8 @@ def ablation(
     intensities = intensities_of_rows(BUNDLES / pretraining, as_list(rows))
     subsets = [int(seed) for seed in as_list(seeds)]
     cells = make_cells(folder, backbones, counts, as_list(heads), subsets, intensities, merged)
-    failed = run_cells(cells, output, {"dataset_dir": dataset_dir, **settings}, training, jobs)
+    common = {"dataset_dir": dataset_dir, **settings}
+    failed = run_cells(cells, output, common, training, jobs, scored_scans(folder, common))
     print(summary_table(write_results(cells, output)))
     require_all(failed, cells, output)
 

@@ -24,6 +24,7 @@ from custom_components.evidence import (
     make_cells,
     require_all,
     run_cells,
+    scored_scans,
     summary_table,
     training_settings,
     warn_of_seen_by_backbones,
@@ -89,8 +90,9 @@ def label_efficiency(
     cells = make_cells(folder, files, counts, as_list(heads), subsets, backbone_settings, merged)
     common = {"dataset_dir": dataset_dir, **settings}
     training = training_settings(as_list(heads), steps, output / "cache")
-    warn_of_seen_by_backbones(cells, common)
-    failed = run_cells(cells, output, common, training, jobs)
+    held_out = scored_scans(folder, common)
+    warn_of_seen_by_backbones(cells, held_out)
+    failed = run_cells(cells, output, common, training, jobs, held_out)
     summary = write_results(cells, output)
     if summary:
         figure = label_efficiency_figure(summary, bundle)

@@ -14,6 +14,7 @@ from .grid import (
     make_cells,
     require_configs,
     run_cells,
+    scored_scans,
     training_settings,
     warn_of_seen_by_backbones,
 )
@@ -44,6 +45,7 @@ __all__ = [
     "require_all",
     "require_configs",
     "run_cells",
+    "scored_scans",
     "summarise",
     "summary_table",
     "training_settings",

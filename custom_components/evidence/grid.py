@@ -17,6 +17,7 @@ from monai.bundle import ConfigParser
 from tqdm import tqdm
 
 from custom_components.command_line import known_settings, require_known, top_level
+from custom_components.data import digest_of_cases
 from custom_components.delivery import file_digest
 from custom_components.errors import InputError
 from custom_components.metrics import warn_of_seen
@@ -24,7 +25,9 @@ from custom_components.metrics import warn_of_seen
 UNTRAINED = "untrained"
 # what a training's `model.json` says that is another in every cell, or does not decide on the scores
 OF_ONE_CELL = set("sha256 data scans cases seen_scans crop_ratios num_labelled seed selection".split())
-OF_ONE_CELL |= set("pretrained pretrained_sha256 command commit minutes started finished machine torch monai".split())
+OF_ONE_CELL |= set(
+    "pretrained pretrained_sha256 command commit minutes started finished processes machine torch monai".split()
+)
 # head -> override merged on train.json, and run id
 HEADS: dict[str, tuple[list[str], str]] = {
     "linear": ([], "quick_probe"),
@@ -77,7 +80,7 @@ class Cell:
             "weights": None if self.weights is None else file_digest(self.weights),
             "settings": {**settings, **self.settings},
             "training": {key: value for key, value in training.items() if key != "cache_dir"},
-            **({"overrides": self.overrides} if self.overrides else {}),
+            "overrides": list(self.overrides),
         }
 
     def commands(self, output_dir: Path, settings: Mapping[str, Any], training: Mapping[str, Any]) -> list[list[str]]:
@@ -153,11 +156,12 @@ def require_same(folder: Path, made_of: Mapping[str, Any]) -> None:
     path = folder / "made_of.json"
     if path.is_file() and any((folder / name).is_file() for name in ("checkpoints/last.pt", "model.pt", "metrics.csv")):
         found = json.loads(path.read_text())
-        differing = [key for key in wanted if found.get(key) != wanted[key]]
+        # nothing at all is the same as an empty list
+        differing = [key for key in {**wanted, **found} if (found.get(key) or None) != (wanted.get(key) or None)]
         if differing:
             key = differing[0]
             raise InputError(
-                f"{folder}: was made with {key}={found.get(key)}, this one has {key}={wanted[key]}; "
+                f"{folder}: was made with {key}={found.get(key)}, this one has {key}={wanted.get(key)}; "
                 "use the same, another output_dir, or remove that folder"
             )
         return
@@ -209,17 +213,24 @@ def training_settings(
     return {head: {"cache_dir": cache_dir, **counts.get(head, {})} for head in heads}
 
 
-def warn_of_seen_by_backbones(cells: Sequence[Cell], settings: Mapping[str, Any]) -> None:
-    """Log a warning for every backbone that was pre-trained on scans that the cells are scored on.
+def scored_scans(bundle: Path, settings: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The scans that the cells of a bundle are scored on.
 
     Args:
-        cells: of one bundle.
         settings: overrides for all evaluations, as in `run_cells`.
     """
     parser = ConfigParser()
-    parser.read_config(cells[0].bundle / "configs" / "evaluate.json")
-    parser.update({"bundle_root": str(cells[0].bundle), **settings})
-    held_out = parser.get_parsed_content("dataset#data")
+    parser.read_config(bundle / "configs" / "evaluate.json")
+    parser.update({"bundle_root": str(bundle), **settings})
+    return parser.get_parsed_content("dataset#data")
+
+
+def warn_of_seen_by_backbones(cells: Sequence[Cell], held_out: Sequence[Mapping[str, Any]]) -> None:
+    """Log a warning for every backbone that was pre-trained on scans that the cells are scored on.
+
+    Args:
+        held_out: those scans, as `scored_scans` gives them.
+    """
     for weights in dict.fromkeys(cell.weights for cell in cells if cell.weights is not None):
         warn_of_seen(held_out, weights)
 
@@ -296,6 +307,7 @@ def run_cells(
     settings: Mapping[str, Any],
     training: Mapping[str, Mapping[str, Any]] | None = None,
     jobs: int = 1,
+    held_out: Sequence[Mapping[str, Any]] = (),
 ) -> list[Cell]:
     """Train and score every cell that has no scores yet; a training that was stopped goes on.
 
@@ -303,15 +315,18 @@ def run_cells(
         settings: overrides for training and evaluation.
         training: head -> overrides for its training.
         jobs: cells at a time; the CPU's threads are shared out among them.
+        held_out: the scans that they are scored on, as `scored_scans` gives them.
 
     Returns:
         The cells that failed; each has its output in `log.txt`.
 
     Raises:
-        InputError: a cell's folder holds a training with other settings or weights; nothing is run then.
+        InputError: a cell's folder holds a training with other settings or weights, or scores of other scans, as where
+            scans were added; nothing is run then.
     """
     for cell in cells:
-        require_same(cell.folder(output_dir), cell.made_of(settings, (training or {}).get(cell.head, {})))
+        made_of = cell.made_of(settings, (training or {}).get(cell.head, {}))
+        require_same(cell.folder(output_dir), {**made_of, "held_out_scans": digest_of_cases(held_out)})
     threads = max((os.cpu_count() or 1) // jobs, 1)
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)} if jobs > 1 else dict(os.environ)
     open_cells = [cell for cell in cells if not (cell.folder(output_dir) / "metrics.csv").is_file()]

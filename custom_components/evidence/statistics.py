@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import math
 import warnings
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -39,10 +40,15 @@ def case_rows(cells: Iterable[Cell], output_dir: Path) -> list[dict[str, Any]]:
             "num_labelled": cell.labels,
             "seed": cell.seed,
         }
+        # scans of one name, of two folders, are two cases
+        found: Counter[tuple[str, str]] = Counter()
         with open(path, newline="") as file:
             for row in csv.DictReader(file):
+                found[row["case"], row["class"]] += 1
+                count = found[row["case"], row["class"]]
+                case = row["case"] if count == 1 else f"{row['case']} ({count})"
                 scores = {name: _score(row[name]) for name in ("dice", "hd95_mm")}
-                rows.append({**about, "case": row["case"], "class": row["class"], **scores})
+                rows.append({**about, "case": case, "class": row["class"], **scores})
     return rows
 
 

@@ -198,6 +198,16 @@ def test_a_folder_with_another_training_is_refused_before_anything_runs(tmp_path
     assert run_cells(cells, tmp_path, {"dataset_dir": "d"}, {"finetune": {"max_steps": 600, "cache_dir": "c"}}) == []
     with pytest.raises(InputError, match="1_labelled_seed_0: was made with training={'max_steps': 600}, this one has"):
         run_cells(cells, tmp_path, {"dataset_dir": "d"}, {"finetune": {"max_steps": 2000}})
+    with pytest.raises(InputError, match="was made with held_out_scans="):
+        run_cells(cells, tmp_path, {"dataset_dir": "d"}, steps, held_out=[{"case": "added"}])
+    strong = make_cells(
+        SEGMENTER, {"ours": str(tmp_path / "w.pt")}, [1], ["finetune"], [0], overrides=["strong_augmentation"]
+    )
+    (tmp_path / "strong").mkdir()
+    run_cells(strong, tmp_path / "strong", {"dataset_dir": "d"}, steps)
+    (cells[0].folder(tmp_path / "strong") / "model.pt").touch()
+    with pytest.raises(InputError, match=r"was made with overrides=\['strong_augmentation'\], this one has"):
+        run_cells(cells, tmp_path / "strong", {"dataset_dir": "d"}, steps)
     (tmp_path / "w.pt").write_bytes(b"second")
     with pytest.raises(InputError, match="was made with weights="):
         run_cells(cells, tmp_path, {"dataset_dir": "d"}, steps)
@@ -224,6 +234,16 @@ def test_cells_of_other_recipes_are_told_apart(tmp_path, caplog):
     write_results(cells, tmp_path)
     (message,) = caplog.messages
     assert "ours/finetune/4_labelled_seed_0: was trained with head_start=random" in message
+
+
+def test_scans_of_one_name_in_two_folders_are_two_cases(tmp_path):
+    (cell,) = make_cells(tmp_path / "bundle", {UNTRAINED: None}, [1], ["finetune"], [0])
+    cell.folder(tmp_path).mkdir(parents=True)
+    scores = [{"case": "001", "class": name, "dice": dice, "hd95_mm": 1.0} for dice in (0.2, 0.8) for name in "AB"]
+    write_csv(cell.folder(tmp_path) / "metrics.csv", ("case", "class", "dice", "hd95_mm"), scores)
+    rows = case_rows([cell], tmp_path)
+    assert [(row["case"], row["dice"]) for row in rows[::2]] == [("001", 0.2), ("001 (2)", 0.8)]
+    assert summarise(rows)[0]["cases"] == 2
 
 
 def test_small_p_values_and_missed_classes_are_in_the_summary(tmp_path):
@@ -294,7 +314,7 @@ def test_configs_are_merged_where_a_head_is_trained_step_by_step(tmp_path):
         (cell,) = make_cells(bundle, {UNTRAINED: None}, [1], [head], [0], overrides=merged)
         commands = cell.commands(tmp_path, {}, {})
         assert [" ".join(command).count("strong_augmentation.json") for command in commands] == [expected, 0]
-        assert cell.made_of({}, {}).get("overrides") == (("strong_augmentation",) if expected else None)
+        assert cell.made_of({}, {})["overrides"] == (["strong_augmentation"] if expected else [])
 
 
 def test_a_linear_probe_is_fitted_in_seconds_with_the_intensities_of_its_backbone(tmp_path):
