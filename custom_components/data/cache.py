@@ -149,6 +149,8 @@ class MemoryMappedDataset(PersistentDataset):
             value for key, value in item.items() if isinstance(value, str) and key not in ("case", "patient", "folder")
         ]
         sources = [stamp for path in paths if os.path.exists(path) for stamp in _stamp(path)]
+        # the same file, however a command names it
+        item.update({key: os.path.realpath(item[key]) for key in ("image", "label", "folder") if key in item})
         key = json.dumps([describe(item), sources], sort_keys=True) + self._transform_key
         return self.folder / hashlib.sha256(key.encode()).hexdigest()[:32]
 

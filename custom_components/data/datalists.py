@@ -37,8 +37,9 @@ def read_datalist(
     """The scans of one or several folders, checked.
 
     A folder has a `dataset.json` as in the Medical Segmentation Decathlon (its "training" list is read), or it is
-    plain: the NIfTI files in its `imagesTr` (with `labelsTr`), else those directly inside it. Only headers are read:
-    damaged voxels are found when a scan is loaded. Hidden files, such as the `._*` of macOS, are ignored.
+    plain: the NIfTI files in its `imagesTr` (with `labelsTr`), else those directly inside it, but not `a_seg` and
+    `a_features` beside `a`. Only headers are read: damaged voxels are found when a scan is loaded. Hidden files, such
+    as the `._*` of macOS, are ignored.
 
     Args:
         dataset_dir: a folder, or several: a list, or a string with commas or a list literal, as a command line gives
@@ -57,13 +58,18 @@ def read_datalist(
         all holds out the same labelled scans as a split of the labelled ones.
 
     Raises:
-        DataError: one line for each fault: a folder without scans, a bad `dataset.json`, other classes than
-            `class_names`, missing or unreadable files, scans that are not 3D (a fourth axis of 1 is fine), an image and
-            a label of different shape or more than 0.001 mm apart, two scans of one name in a folder, a label whose
-            image is not listed.
+        DataError: `class_names` that are no list; or one line for each fault: a folder without scans, a bad
+            `dataset.json`, other classes than `class_names`, missing or unreadable files, scans that are not 3D (a
+            fourth axis of 1 is fine), an image and a label of different shape or more than 0.001 mm apart, two scans of
+            one name in a folder, a label whose image is not listed.
     """
     faults: list[str] = []
     items: list[dict[str, Any]] = []
+    if isinstance(class_names, str):
+        raise DataError(
+            f"class_names: a list of names was expected but the text {class_names!r} came; "
+            f"give --class_names \"['{class_names}']\""
+        )
     names = None if class_names is None else [str(name) for name in class_names]
     for folder in _folders(dataset_dir):
         try:
@@ -128,10 +134,9 @@ def list_scans(path: Folders) -> list[dict[str, str]]:
     Raises:
         DataError: no such file or folder, no scan in it, or a bad `dataset.json`.
     """
-    images = [image for source in _folders(path) for image in _scans_in(source)]
-    cases = {case_name(image) for image in images}
-    made = {case + suffix for case in cases for suffix in RESULTS}
-    items = [{"image": image, "case": case_name(image)} for image in images if case_name(image) not in made]
+    found = [image for source in _folders(path) for image in _scans_in(source)]
+    made = _results_among(found)
+    items = [{"image": image, "case": case_name(image)} for image in found if image not in made]
     for item in items:
         for fault in _header_faults(item["image"]):
             item["fault"] = fault
@@ -233,7 +238,9 @@ def _entries(file: Path, content: Mapping[str, Any], key: str) -> list[Any]:
 def _files(folder: Path, suffixes: tuple[str, ...]) -> list[str]:
     if not folder.is_dir():
         return []
-    files = (entry for entry in folder.iterdir() if entry.is_file() and not entry.name.startswith("."))
+    # a link that leads nowhere is a scan that cannot be read, and not none
+    entries = (entry for entry in folder.iterdir() if not entry.name.startswith("."))
+    files = (entry for entry in entries if entry.is_file() or entry.is_symlink() and not entry.exists())
     return sorted(str(file) for file in files if file.name.lower().endswith(suffixes))
 
 
@@ -277,9 +284,24 @@ def _listed_scans(folder: Path) -> list[Any]:
         raise DataError(
             f"{folder}: no scan found; looked for dataset.json, imagesTr/*.nii.gz, imagesTr/*.nii, *.nii.gz and *.nii"
         )
-    images = [os.path.relpath(image, folder) for image in images]
+    images = [os.path.relpath(image, folder) for image in _without_results(folder, images)]
     labels = {case_name(label): os.path.relpath(label, folder) for label in _nifti_files(folder / "labelsTr")}
     return [{"image": i, "label": labels[case_name(i)]} if case_name(i) in labels else {"image": i} for i in images]
+
+
+def _results_among(images: Sequence[str]) -> set[str]:
+    """What inference, or another program, wrote beside a scan: `a_seg` where there is `a`."""
+    cases = {case_name(image) for image in images}
+    made = {case + suffix for case in cases for suffix in RESULTS}
+    return {image for image in images if case_name(image) in made}
+
+
+def _without_results(folder: Path, images: Sequence[str]) -> list[str]:
+    made = _results_among(images)
+    if made:
+        name = os.path.basename(min(made))
+        logger.warning("%s: left out as labels or features, and no scans: %d, such as %s", folder, len(made), name)
+    return [image for image in images if image not in made]
 
 
 def _apart(folder: Path, entries: Sequence[Any]) -> tuple[list[Any], list[Any]]:

@@ -71,7 +71,7 @@ def checked_grid(path: str, shape: tuple[int, ...], affine: np.ndarray | None, o
     spatial = shape[:3] if len(shape) == 4 and shape[3] == 1 else shape
     if len(spatial) != 3 or 0 in spatial:
         raise DataError(f"{path}: a 3D scan was expected but its shape is {shape}; store one 3D volume a file")
-    if affine is None or not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-6:
+    if affine is None or _is_singular(affine):
         raise DataError(
             f"{path}: the affine is singular or not finite, so positions in mm are unknown; correct the header"
         )
@@ -120,6 +120,16 @@ def reason_of(error: BaseException, path: str = "") -> str:
     text = lines[-1 if last else 0] if lines else type(error).__name__
     text = re.sub(r"^ITK ERROR: \w+\(\w+\): ", "", text)
     return (text.replace(path, "the file") if path else text)[:200]
+
+
+def _is_singular(affine: np.ndarray) -> bool:
+    """Whether an affine has values that are not finite, voxels without extent, or axes that are not three directions;
+    voxels may be as small as they like.
+    """
+    spacing = np.linalg.norm(affine[:3, :3], axis=0)
+    if not np.isfinite(affine).all() or not spacing.all():
+        return True
+    return abs(np.linalg.det(affine[:3, :3] / spacing)) < 1e-6
 
 
 def _is_nrrd(path: str) -> bool:

@@ -59,6 +59,8 @@ def new_bundle(source: Path, target: Path, settings: Mapping[str, Any], backbone
     unknown = [name for name in wanted if name not in known]
     if unknown:
         raise InputError(f"{unknown[0]}: is no setting of {source.name}; they are at the top of {training}")
+    if isinstance(wanted.get("class_names"), str):  # a command line's single name
+        wanted["class_names"] = [wanted["class_names"]]
     if "class_names" in wanted and "one_piece" in known:
         wanted.setdefault("one_piece", [])
     texts = {}

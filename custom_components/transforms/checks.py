@@ -18,6 +18,8 @@ logger = logging.getLogger(__name__)
 # a CT has air in or around the patient (-1000 HU), and even a crop without any has fat (-100 HU) with noise; an MRI has
 # at most the few negative values of a z-score or of resampling
 LOWEST_OF_CT_HU = -200.0
+# of a label that was stored with a scale factor: half a step where 0 to 255 stand for 15 classes
+ROUNDING = 0.03
 
 
 def scan_name(image: NdarrayOrTensor, name: Any = None) -> str:
@@ -131,7 +133,10 @@ class CheckScand(MapTransform):
 
 
 class CheckLabeld(MapTransform):
-    """Check that a label volume holds whole numbers from 0 to `num_classes` and nothing else; leave it as it is.
+    """Check that a label volume holds whole numbers from 0 to `num_classes` and nothing else.
+
+    Values that are whole but for the rounding of a scaled file (scl_slope) are rounded; other labels are left as they
+    are.
 
     Args:
         keys: label volumes, any shape.
@@ -150,7 +155,8 @@ class CheckLabeld(MapTransform):
         d = dict(data)
         for key in self.key_iterator(d):
             values = torch.as_tensor(d[key].as_tensor() if isinstance(d[key], MetaTensor) else d[key])
-            wrong = (values < 0) | (values > self.num_classes) | (values != values.round())
+            whole = values.round()
+            wrong = (whole < 0) | (whole > self.num_classes) | ((values - whole).abs() > ROUNDING)
             if wrong.any():
                 found = values[wrong].unique().tolist()
                 shown = ", ".join(f"{value:g}" for value in found[:5]) + (", ..." if len(found) > 5 else "")
@@ -158,4 +164,6 @@ class CheckLabeld(MapTransform):
                     f"{scan_name(d[key])}: whole numbers from 0 to {self.num_classes} were expected, one a class, but "
                     f"the label also has {shown}; correct the label, or name all classes in class_names"
                 )
+            if not torch.equal(values, whole):
+                d[key] = d[key].round()
         return d

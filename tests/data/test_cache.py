@@ -75,6 +75,13 @@ def test_a_second_dataset_reads_no_source_file(scans, tmp_path, monkeypatch):
     assert len(MemoryMappedDataset(scans, pipeline(crop=3), tmp_path / "cache", progress=False)[0]) == 3
 
 
+def test_a_file_is_prepared_once_however_a_command_names_it(scans, tmp_path, monkeypatch):
+    dataset = MemoryMappedDataset(scans, pipeline(), tmp_path / "cache", progress=False)
+    monkeypatch.chdir(tmp_path)
+    relative = {**scans[0], "image": "case_0.nii.gz"}
+    assert dataset.item_folder(relative) == dataset.item_folder(scans[0]) != dataset.item_folder(scans[1])
+
+
 @pytest.mark.parametrize("change", ["transform", "file"])
 def test_a_change_of_transforms_or_source_makes_a_new_item(scans, tmp_path, change):
     old = MemoryMappedDataset(scans, pipeline(), tmp_path / "cache", progress=False)

@@ -226,10 +226,27 @@ def test_a_patient_without_a_name_is_a_fault(patient, folder):
     assert "patient must be a name or a number" in line and "a.nii.gz" in line
 
 
-def test_results_that_lie_beside_their_scans_are_not_taken_for_scans(tmp_path):
+def test_results_that_lie_beside_their_scans_are_not_taken_for_scans(tmp_path, caplog):
     for name in ("a", "a_seg", "b_seg", "a_features"):
         write_scan(tmp_path / f"{name}.nii.gz")
     assert [item["case"] for item in list_scans(tmp_path)] == ["a", "b_seg"]
+    assert [item["case"] for item in read_datalist(tmp_path, labelled=False)] == ["a", "b_seg"]
+    assert "left out as labels or features, and no scans: 2, such as a_features.nii.gz" in caplog.text
+
+
+def test_a_link_that_leads_nowhere_is_a_scan_that_is_missing(tmp_path):
+    """Such as one of git-annex whose content was not fetched."""
+    write_scan(tmp_path / "a.nii.gz")
+    (tmp_path / "b.nii.gz").symlink_to(tmp_path / "elsewhere" / "b.nii.gz")
+    (line,) = faults_of(tmp_path, labelled=False)
+    assert "b.nii.gz: is listed but there is no such file" in line
+    assert ["fault" in item for item in list_scans(tmp_path)] == [False, True]
+
+
+def test_a_single_class_comes_in_a_list(folder):
+    """A command line gives text, whose letters would be taken for classes."""
+    (line,) = faults_of(folder, class_names="Cyst")
+    assert "class_names: a list of names was expected" in line and "--class_names \"['Cyst']\"" in line
 
 
 def test_an_empty_training_list_is_a_fault(folder):
@@ -378,6 +395,12 @@ def test_a_singular_affine_is_a_fault(folder, wrong):
     path.write_bytes(gzip.compress(bytes(raw)))
     (line,) = faults_of(folder)
     assert "a.nii.gz: the affine is singular or not finite" in line
+
+
+def test_small_voxels_are_no_fault(tmp_path):
+    """Of 8 micrometres, as in a micro-CT."""
+    write_scan(tmp_path / "a.nii.gz", affine=np.diag([0.008, 0.008, 0.008, 1]))
+    assert len(read_datalist(tmp_path, labelled=False)) == 1
 
 
 def test_colour_and_complex_voxels_are_a_fault(folder):

@@ -34,6 +34,9 @@ def test_every_bundle_can_be_copied_with_other_settings(name, tmp_path):
             expected |= {key: value for key, value in settings.items() if key in expected}
             expected |= {"one_piece": []} if "one_piece" in expected else {}
         assert config == expected, file
+    if name.endswith("segmentation"):  # a single name, as a command line gives it
+        new_bundle(BUNDLES / name, tmp_path / "single", {"class_names": "Cyst"})
+        assert configs_of(tmp_path / "single")["train.json"]["class_names"] == ["Cyst"]
     channels = len(CLASSES) if "class_names" in settings else 32 * 3
     assert metadata["network_data_format"]["outputs"]["pred"]["num_channels"] == channels
     check_network(tmp_path / "mine")

@@ -110,7 +110,13 @@ def test_a_label_of_the_classes_comes_back_as_it_is(dtype):
     assert CheckLabeld("label", 2)({"label": label})["label"] is label
 
 
-@pytest.mark.parametrize(("value", "shown"), [(77, "77"), (-1, "-1"), (1.5, "1.5")])
+def test_values_that_a_scale_factor_has_rounded_become_whole():
+    label = MetaTensor(torch.tensor([0.0, 0.9739, 1.0000001, 2.0039]).reshape(1, 1, 2, 2), meta={"a": 1})
+    checked = CheckLabeld("label", 2)({"label": label})["label"]
+    assert checked.flatten().tolist() == [0, 1, 1, 2] and checked.meta["a"] == 1
+
+
+@pytest.mark.parametrize(("value", "shown"), [(77, "77"), (-1, "-1"), (1.5, "1.5"), (0.95, "0.95")])
 def test_label_values_without_a_class_are_named(value, shown):
     label = torch.zeros(1, 3, 4, 5)
     label[0, 1, 1, 1:3] = value
