@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import re
 import shlex
@@ -14,6 +15,7 @@ from typing import Any
 
 import monai
 import torch
+import torch.distributed as dist
 
 ROOT = Path(__file__).resolve().parents[1]  # of the checkout
 # an absolute path: all between two quotes, or up to a space; no / inside a relative path or an address
@@ -22,7 +24,7 @@ ABSOLUTE = re.compile(rf"(?<='){START}[^']*(?=')|(?<=\"){START}[^\"]*(?=\")|(?<!
 
 
 def training_record(commit: str | None, steps: int, seconds: float, device: torch.device | str) -> dict[str, Any]:
-    """Command, commit, steps, time and machine of a training that has just ended."""
+    """Command, commit, steps, time, processes and machine of a training that has just ended."""
     gpu = torch.cuda.get_device_name(device) if torch.device(device).type == "cuda" else None
     return {
         "command": running_command(),
@@ -30,6 +32,7 @@ def training_record(commit: str | None, steps: int, seconds: float, device: torc
         "steps": steps,
         "minutes": round(seconds / 60, 1),
         "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "processes": num_processes(),
         "machine": gpu or f"{torch.get_num_threads()} CPU threads ({platform.machine()})",
         "torch": torch.__version__,
         "monai": monai.__version__,
@@ -37,8 +40,20 @@ def training_record(commit: str | None, steps: int, seconds: float, device: torc
 
 
 def running_command() -> str:
-    """The command that runs now, `python -m monai.bundle ...`."""
-    return shell_command(["python", "-m", "monai.bundle", *sys.argv[1:]])
+    """The command that runs now, such as `python -m monai.bundle ...`, or `torchrun ...` for several processes."""
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    program = [sys.argv[0]] if spec is None else ["-m", spec.name.removesuffix(".__main__")]
+    launcher = ["python"]
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        launcher = ["torchrun", f"--nproc_per_node={os.environ.get('LOCAL_WORLD_SIZE', 1)}"]
+        if os.environ.get("GROUP_WORLD_SIZE", "1") != "1":
+            launcher.append(f"--nnodes={os.environ['GROUP_WORLD_SIZE']}")
+    return shell_command([*launcher, *program, *sys.argv[1:]])
+
+
+def num_processes() -> int:
+    """How many processes train together."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def shell_command(arguments: Iterable[str]) -> str:

@@ -1,10 +1,12 @@
 import shlex
 import subprocess
+import sys
+from types import SimpleNamespace
 
 import pytest
 
 from custom_components import provenance
-from custom_components.provenance import absolute_paths, git_commit, shell_command, without_places
+from custom_components.provenance import absolute_paths, git_commit, running_command, shell_command, without_places
 
 
 @pytest.mark.parametrize(
@@ -18,6 +20,31 @@ def test_a_command_comes_back_from_a_shell_as_it_was_given(argument):
 
 def test_a_list_of_files_is_written_to_be_read():
     assert shell_command(["run", "['a','b']"]) == "run \"['a','b']\""
+
+
+@pytest.mark.parametrize(
+    ("environment", "launcher"),
+    [
+        ({}, "python"),
+        (
+            {"TORCHELASTIC_RUN_ID": "none", "LOCAL_WORLD_SIZE": "2", "GROUP_WORLD_SIZE": "1"},
+            "torchrun --nproc_per_node=2",
+        ),
+        (
+            {"TORCHELASTIC_RUN_ID": "none", "LOCAL_WORLD_SIZE": "4", "GROUP_WORLD_SIZE": "3"},
+            "torchrun --nproc_per_node=4 --nnodes=3",
+        ),
+    ],
+)
+def test_the_command_is_that_of_the_program_that_runs_and_its_launcher(environment, launcher, monkeypatch):
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("sys.argv", ["/somewhere/__main__.py", "run", "--seed", "1"])
+    spec = SimpleNamespace(name="monai.bundle.__main__")
+    monkeypatch.setitem(sys.modules, "__main__", SimpleNamespace(__spec__=spec))
+    assert running_command() == f"{launcher} -m monai.bundle run --seed 1"
+    monkeypatch.setitem(sys.modules, "__main__", SimpleNamespace(__spec__=None))
+    assert running_command() == f"{launcher} /somewhere/__main__.py run --seed 1"
 
 
 def test_a_copy_inside_another_repository_has_no_commit(tmp_path, monkeypatch):

@@ -25,7 +25,7 @@ from custom_components.errors import InputError
 from custom_components.files import PARTIAL, whole_file
 from custom_components.networks import load_weights, save_checkpoint, save_weights
 from custom_components.networks.weight_files import MISSING, not_finite, provenance_path
-from custom_components.provenance import git_commit, training_record
+from custom_components.provenance import git_commit, num_processes, training_record
 
 logger = logging.getLogger(__name__)
 
@@ -119,7 +119,7 @@ class LastCheckpoint:
         if engine.state.rank == 0:
             self._require_alone()
             states = {name: item.state_dict() for name, item in self.save_dict.items()}
-            _save({**states, "settings": self.settings}, self.path)
+            _save({**states, "settings": self.settings, "processes": num_processes()}, self.path)
             self.known = self._on_disk()
 
     def _on_disk(self) -> tuple[int, ...] | None:
@@ -128,7 +128,7 @@ class LastCheckpoint:
             found = self.path.stat()
         except FileNotFoundError:
             return None
-        return found.st_ino, found.st_size, found.st_mtime_ns
+        return found.st_size, found.st_mtime_ns  # not the inode, which is another one every time on some network drives
 
     def _require_alone(self) -> None:
         if self._on_disk() not in (None, self.known):
@@ -201,6 +201,14 @@ class LastCheckpoint:
                 content = {**item.state_dict(), **{key: content[key] for key in ("last_epoch", "_step_count")}}
             item.load_state_dict(content)
         engine.state.max_epochs = max_epochs
+        if state.get("processes", 1) != num_processes():
+            logger.warning(
+                "%s: was written by %d processes and this training has %d, each with a step's scans of its own: a step "
+                "sees another number of scans from here on",
+                self.path,
+                state.get("processes", 1),
+                num_processes(),
+            )
         self._draw_anew(engine)
         logger.info("resumed after step %d from %s", engine.state.iteration, self.path)
 

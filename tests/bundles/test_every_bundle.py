@@ -144,7 +144,16 @@ def test_the_strength_of_augmentation_is_set_at_the_top(name):
 # settings that decide where, how fast and how long a training runs, or what it is scored by, and not what it learns;
 # its scans and classes are in the record by their names
 OF_THE_RUN = {
-    *("bundle_root", "dataset_dir", "output_dir", "compile", "checkpointing", "augment_on_device", "split_seed"),
+    *(
+        "bundle_root",
+        "dataset_dir",
+        "output_dir",
+        "hold_out",
+        "compile",
+        "checkpointing",
+        "augment_on_device",
+        "split_seed",
+    ),
     *("num_folds", "fold", "num_labelled", "class_names", "resume", "max_steps", "steps_per_epoch", "val_interval"),
     *("overlap", "warmup_steps"),
 }

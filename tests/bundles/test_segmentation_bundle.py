@@ -65,11 +65,12 @@ def test_every_override_trains_and_only_a_probe_keeps_the_backbone(
 
 
 def test_a_quick_probe_fits_the_head_alone(run_bundle, mri_phantoms, pretrained, tmp_path):
-    settings = {**SMALL, **SHORT, **CLASSES, "pretrained": pretrained / "model.pt", "num_labelled": 2}
+    settings = {**SMALL, **SHORT, **CLASSES, "pretrained": pretrained / "model.pt", "hold_out": False}
     run_bundle(BUNDLE, "train", run_id="quick_probe", dataset_dir=mri_phantoms, output_dir=tmp_path, **settings)
     before, after = (load_backbone(folder / "model.pt").state_dict() for folder in (pretrained, tmp_path))
     assert all(torch.equal(before[key], after[key]) for key in before)
-    assert json.loads((tmp_path / "model.json").read_text())["selection"] == "linear probe"
+    record = json.loads((tmp_path / "model.json").read_text())
+    assert record["selection"] == "linear probe" and record["scans"] == 6
 
 
 @pytest.mark.parametrize("start", ["probe", "random"])

@@ -169,6 +169,16 @@ def test_a_training_that_begins_anew_keeps_the_checkpoint_that_was_there(tmp_pat
     assert len(aside) == 1 and torch.load(aside[0], weights_only=True)["trainer"]["iteration"] == 3
 
 
+def test_another_number_of_processes_is_told(tmp_path, monkeypatch, caplog):
+    network = torch.nn.Linear(2, 1)
+    for epochs, processes in ((1, 4), (2, 4), (3, 1)):
+        monkeypatch.setattr("custom_components.handlers.checkpoints.num_processes", lambda count=processes: count)
+        engine = trainer(network, epochs=epochs)
+        LastCheckpoint(tmp_path, {"network": network}).attach(engine)
+        engine.start()
+        assert ("was written by 4 processes and this training has 1" in caplog.text) == (processes == 1)
+
+
 def test_a_checkpoint_of_another_epoch_length_is_refused(tmp_path):
     network = torch.nn.Linear(2, 1)
     for length in (3, 5):
