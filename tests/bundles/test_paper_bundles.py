@@ -102,9 +102,9 @@ def test_labels_are_transferred_between_the_scans_as_downloaded(name, run_bundle
     save_weights(network, tmp_path / "model.pt", {})
     run_bundle(bundle, "evaluate", override, **settings, weights=tmp_path / "model.pt", run_id="label_transfer")
     dice = {row["class"]: row["dice"] for row in rows_of(tmp_path / "output" / "label_transfer.csv")}
-    assert len(dice) == (13 if name.startswith("btcv") else 15) and all(
-        0 <= float(value) <= 1 for value in dice.values()
-    )
+    assert len(dice) == (13 if name.startswith("btcv") else 15)
+    # empty where none of the few voxels of a class was drawn, and none found
+    assert any(dice.values()) and all(0 <= float(value or 0) <= 1 for value in dice.values())
 
 
 def rows_of(path):

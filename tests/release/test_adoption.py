@@ -1,6 +1,8 @@
 """Weights and their measured figures, put into a bundle."""
 
 import json
+import sys
+from types import SimpleNamespace
 
 import pytest
 
@@ -51,6 +53,8 @@ def test_the_next_weights_replace_what_was_written_of_the_last(bundles, trained,
     with pytest.raises(InputError, match="metrics.json: was written for other weights than .*model.pt; run evaluate"):
         adopt_weights(bundle, trained / "model.pt", trained / "metrics.csv", "cc-by-4.0")
     monkeypatch.setattr("sys.argv", ["monai.bundle", "run", "--dataset_dir", "/home/anna/Scans"])
+    program = SimpleNamespace(__spec__=SimpleNamespace(name="monai.bundle.__main__"))
+    monkeypatch.setitem(sys.modules, "__main__", program)
     record_scores(trained / "metrics.csv", trained / "model.pt", "all")
     (bundle / "models" / "model.safetensors").write_bytes(b"of the weights before")
     adopt_weights(bundle, trained / "model.pt", trained / "metrics.csv", "cc-by-4.0", with_cases=True)
