@@ -95,6 +95,15 @@ def test_configs_agree_on_what_they_share(name):
             assert configs["inference"][key] == configs["evaluate"][key], key
 
 
+@pytest.mark.parametrize(
+    "file", sorted(BUNDLES.glob("*/configs/*.json")), ids=lambda file: f"{file.parts[-3]} {file.stem}"
+)
+def test_no_config_imports_the_package_before_a_release_has_put_its_own_copy_first(file):
+    """`imports` are run before `initialize`: where another version is installed, it would be that one."""
+    content = json.loads(file.read_text())
+    assert not any("custom_components" in statement for statement in content.get("imports", []))
+
+
 @pytest.mark.parametrize("name", ["ct_dense_ssl", "mri_dense_ssl"])
 def test_the_released_backbone_was_trained_by_masked_json(name):
     recipe = json.loads((BUNDLES / name / "configs" / "masked.json").read_text())
