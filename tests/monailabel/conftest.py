@@ -29,7 +29,7 @@ class Server:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
-        self.url, self.log = f"http://127.0.0.1:{port}", app.with_name(f"{app.name}.log")
+        self.url, self.app, self.log = f"http://127.0.0.1:{port}", app, app.with_name(f"{app.name}.log")
         command = [str(PYTHON), "-m", "scripts.monailabel", "--studies", str(studies), "--app", str(app)]
         command += ["--port", str(port), *options]
         environment = {**os.environ, "PYTHONPATH": str(SHIM), "OMP_NUM_THREADS": "1"}
