@@ -7,6 +7,7 @@ import itertools
 import json
 import logging
 import os
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,13 +15,12 @@ from typing import Any
 import numpy as np
 
 from .dicom import holds_dicom
-from .headers import ITK_SUFFIXES, NIFTI_SUFFIXES, DataError, Grid
-from .loading import scan_grid
+from .headers import ITK_SUFFIXES, NIFTI_SUFFIXES, DataError, Grid, is_placed
+from .loading import AFFINE_TOLERANCE, distance_of_grids, scan_grid
 
 logger = logging.getLogger(__name__)
 
 SUFFIXES = NIFTI_SUFFIXES + ITK_SUFFIXES
-AFFINE_TOLERANCE_MM = 1e-3
 LABELS_FORM = '"labels": {"0": "background", "1": "Liver", ...}'
 TRAINING_FORM = '"training": [{"image": "./imagesTr/a.nii.gz", "label": "./labelsTr/a.nii.gz"}, ...]'
 
@@ -60,8 +60,8 @@ def read_datalist(
     Raises:
         DataError: `class_names` that are no list; or one line for each fault: a folder without scans, a bad
             `dataset.json`, other classes than `class_names`, missing or unreadable files, scans that are not 3D (a
-            fourth axis of 1 is fine), an image and a label of different shape or more than 0.001 mm apart, two scans of
-            one name in a folder, a label whose image is not listed.
+            fourth axis of 1 is fine), an image and a label of different shape or more than a tenth of a voxel apart,
+            two scans of one name in a folder, a label whose image is not listed.
     """
     faults: list[str] = []
     items: list[dict[str, Any]] = []
@@ -112,6 +112,7 @@ def checked(items: Sequence[dict[str, Any]], faults: Sequence[str] = ()) -> list
     faults = [*faults, *(fault for item in items for fault in _header_faults(item["image"], item.get("label")))]
     if faults:
         raise DataError("\n".join(faults))
+    _tell_unplaced(items)
     return [item | {"scan": index} for index, item in enumerate(items)]
 
 
@@ -144,6 +145,7 @@ def list_scans(path: Folders) -> list[dict[str, str]]:
     for item, clash in zip(sound, _name_clashes(sound)):
         if clash is not None:
             item["fault"] = clash
+    _tell_unplaced([item for item in items if "fault" not in item])
     return items
 
 
@@ -181,8 +183,12 @@ def class_names_of(dataset_dir: Folders) -> list[str]:
 
 
 def case_name(path: str | os.PathLike) -> str:
-    """File name without the suffix of a scan's format, such as .nii.gz; the name of the folder for a DICOM series."""
-    name = os.path.basename(path)
+    """File name without the suffix of a scan's format, such as .nii.gz; the name of the folder for a DICOM series.
+
+    In Unicode's composed form (NFC): of two files, an image and its label, one may come from macOS, which takes the
+    letter ä for two.
+    """
+    name = unicodedata.normalize("NFC", os.path.basename(path))
     return next((name[: -len(suffix)] for suffix in SUFFIXES if name.lower().endswith(suffix)), name)
 
 
@@ -465,11 +471,25 @@ def _header_faults(image: str, label: str | None = None) -> list[str]:
     (shape, affine), (label_shape, label_affine) = grids
     if shape != label_shape:
         return [f"{image}: image is {shape} but label is {label_shape}; resample one to the other"]
-    corners = np.array([(*c, 1) for c in itertools.product(*((0, size - 1) for size in shape))])
-    distance = np.linalg.norm(corners @ (affine - label_affine).T, axis=1).max()
-    if distance > AFFINE_TOLERANCE_MM:
+    voxels, distance = distance_of_grids((shape, affine), (label_shape, label_affine))
+    if voxels > AFFINE_TOLERANCE:
+        silent = [path for path in (image, str(label)) if not is_placed(path)]
+        reason = f", and {silent[0]} does not say where it lies (qform_code and sform_code are 0)" if silent else ""
         return [
-            f"{image}: image and label lie apart by up to {distance:.3g} mm according to their affines; "
-            "resample one to the other or correct the affine"
+            f"{image}: image and label lie apart by up to {distance:.3g} mm according to their affines{reason}; copy the "
+            "image's header to the label if it was drawn on this scan, else resample one to the other"
         ]
     return []
+
+
+def _tell_unplaced(items: Sequence[Mapping[str, Any]]) -> None:
+    """Warn of scans whose left and right are a guess."""
+    silent = [item["image"] for item in items if not is_placed(item["image"])]
+    if silent:
+        logger.warning(
+            "%d of %d scans do not say how they lie in the patient (qform_code and sform_code are 0), such as %s: their "
+            "first axis is taken to run from right to left; see in a viewer whether it does, or convert them again",
+            len(silent),
+            len(items),
+            silent[0],
+        )

@@ -13,6 +13,7 @@ from custom_components.errors import InputError
 
 NIFTI_SUFFIXES = (".nii.gz", ".nii")
 ITK_SUFFIXES = (".nrrd", ".nhdr", ".mha", ".mhd")
+POSITION_CODES = ("qform_code", "sform_code")
 INSTALL_ITK = "pip install 'itk-io>=5.4,<6'"
 
 Grid = tuple[tuple[int, ...], np.ndarray]
@@ -34,6 +35,17 @@ def nifti_grid(path: str) -> Grid:
     except Exception as error:  # nibabel, gzip and zlib raise many kinds
         raise _unreadable(path, "NIfTI", error) from None
     return checked_grid(path, shape, affine, "" if dtype.kind in "iuf" else str(dtype))
+
+
+def is_placed(path: str | os.PathLike) -> bool:
+    """Whether a scan says how it lies in the patient; a NIfTI file with qform_code and sform_code 0 does not.
+
+    Its affine is nibabel's guess: the first axis runs from right to left, the middle of the scan is at 0 mm.
+    """
+    if not str(path).lower().endswith(NIFTI_SUFFIXES):
+        return True
+    header: Any = nib.load(path).header
+    return any(int(header[code]) for code in POSITION_CODES if code in header.keys())
 
 
 def itk_grid(path: str) -> Grid:

@@ -2,20 +2,34 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import nibabel as nib
+import numpy as np
 from monai.config import KeysCollection
-from monai.data import ITKReader, NibabelReader
+from monai.data import ITKReader, MetaTensor, NibabelReader
 from monai.data.image_reader import ImageReader
 from monai.transforms import LoadImage, LoadImaged
 from monai.utils import ensure_tuple
 
 from .dicom import DicomSeriesReader, dicom_grid, is_dicom
 from .headers import ITK_SUFFIXES, DataError, Grid, itk_grid, itk_image_io, nifti_grid, reason_of
+
+
+# of a voxel's shortest edge; what programs round in a header is less, and a label moved by that is still right
+AFFINE_TOLERANCE = 0.1
+
+
+def distance_of_grids(first: Grid, second: Grid) -> tuple[float, float]:
+    """How far two grids of the same shape lie apart at the farthest corner: in shortest edges of a voxel, and in mm."""
+    (shape, affine), (_, other) = first, second
+    corners = np.array([(*c, 1) for c in itertools.product(*((0, size - 1) for size in shape))])
+    distance = float(np.linalg.norm(corners @ (affine - other).T, axis=1).max())
+    return distance / float(np.linalg.norm(affine[:3, :3], axis=0).min()), distance
 
 
 def scan_grid(path: str | os.PathLike) -> Grid:
@@ -77,6 +91,9 @@ class LoadScan(LoadImage):
 class LoadScand(LoadImaged):
     """Dictionary form of `LoadScan`, for the items of `list_scans`.
 
+    A label that lies nearly where the first of `keys` does, as `read_datalist` tolerates it, gets exactly its affine,
+    so that both are resampled to the same grid.
+
     Args:
         keys: paths of scans.
         image_only, ensure_channel_first, allow_missing_keys: as in `LoadImaged`.
@@ -98,7 +115,14 @@ class LoadScand(LoadImaged):
     def __call__(self, data: Mapping[Hashable, Any], reader: ImageReader | None = None) -> dict[Hashable, Any]:
         if "fault" in data:
             raise DataError(str(data["fault"]))
-        return super().__call__(data, reader)
+        loaded = super().__call__(data, reader)
+        first, *others = (loaded[key] for key in self.key_iterator(loaded))
+        for other in others:
+            if isinstance(other, MetaTensor) and isinstance(first, MetaTensor) and other.shape == first.shape:
+                grids = [(tuple(image.shape[-3:]), np.asarray(image.affine)) for image in (first, other)]
+                if distance_of_grids(*grids)[0] <= AFFINE_TOLERANCE:
+                    other.affine = first.affine.clone()
+        return loaded
 
 
 def _reader(path: str) -> ImageReader:

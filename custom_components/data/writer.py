@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import nibabel as nib
 import numpy as np
 from monai.data import NibabelWriter
+
+from .headers import POSITION_CODES
 
 
 class ExactNiftiWriter(NibabelWriter):
@@ -14,11 +17,23 @@ class ExactNiftiWriter(NibabelWriter):
 
     MONAI 1.6.1 sends even `resample=False` through a resampler that mistakes `(H, W, D)` for channel-first 2D, and so
     fails on affines with permuted axes (a sagittal acquisition, for instance). The sform and, without any shear, the
-    qform are written, both with code 1 (scanner), in mm.
+    qform are written, both with code 1 (scanner), in mm. Where the scan's file has neither (both codes are 0), its
+    place is a guess that every program makes in its own way: the result then has neither too, and lies where the scan
+    does.
     """
 
     def set_metadata(self, meta_dict: Mapping | None, resample: bool = True, **options: Any) -> None:
-        self.affine = np.asarray((meta_dict or {}).get("affine", np.eye(4)), dtype=float)
+        meta = meta_dict or {}
+        self.affine = np.asarray(meta.get("affine", np.eye(4)), dtype=float)
+        self.placed = any(int(meta.get(code, 1)) for code in POSITION_CODES)
+
+    def write(self, filename: Any, verbose: bool = False, **options: Any) -> None:
+        super().write(filename, verbose, **options)
+        header = self.data_obj.header
+        if not self.placed and np.allclose(header.get_base_affine(), self.affine, atol=1e-3):
+            self.data_obj.set_sform(None, code=0)
+            self.data_obj.set_qform(None, code=0)
+            nib.save(self.data_obj, filename)
 
     @classmethod
     def create_backend_obj(cls, data_array: Any, affine: Any = None, dtype: Any = None, **kwargs: Any) -> Any:

@@ -14,6 +14,7 @@ from monai.data import MetaTensor
 from monai.transforms import MapTransform, Transform
 from torch import Tensor
 
+OF_THE_FILE = ("filename_or_obj", "qform_code", "sform_code")  # what its writer asks for
 SLAB_VOXELS = 1 << 18  # larger ones take more memory and no less time
 
 
@@ -134,5 +135,6 @@ class LogitsToLabeld(MapTransform):
             result[key] = self.to_label(
                 result[key], image.affine, image.meta["original_affine"], image.meta["spatial_shape"]
             )
-            result[key].meta["filename_or_obj"] = image.meta.get("filename_or_obj", "")
+            result[key].meta["filename_or_obj"] = ""
+            result[key].meta.update({entry: image.meta[entry] for entry in OF_THE_FILE if entry in image.meta})
         return result

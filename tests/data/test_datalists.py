@@ -2,6 +2,7 @@ import gzip
 import json
 import os
 import time
+import unicodedata
 
 import nibabel as nib
 import numpy as np
@@ -365,23 +366,70 @@ def test_a_fourth_axis_of_one_is_fine_because_monai_reads_it_as_the_channel(fold
 
 def test_an_image_and_a_label_at_different_places_are_a_fault(folder):
     moved = np.eye(4)
-    moved[0, 3] = 0.01
+    moved[0, 3] = 0.11
     write_scan(folder / "labelsTr" / "a.nii.gz", affine=moved)
     flipped = np.diag([-1.0, 1, 1, 1])
     write_scan(folder / "labelsTr" / "b.nii.gz", affine=flipped)
     hair = np.eye(4)
-    hair[0, 3] = 1e-4
+    hair[0, 3] = 0.09
     write_scan(folder / "labelsTr" / "c.nii.gz", affine=hair)
     lines = faults_of(folder)
     assert len(lines) == 2
-    assert "a.nii.gz" in lines[0] and "0.01 mm" in lines[0]
+    assert "a.nii.gz" in lines[0] and "0.11 mm" in lines[0] and "copy the image's header to the label" in lines[0]
     assert "b.nii.gz" in lines[1] and "10 mm" in lines[1]  # the far corner, x = 5, is at x = -5
 
 
 def test_a_spacing_that_differs_shows_at_the_far_corner(folder):
-    write_scan(folder / "labelsTr" / "a.nii.gz", affine=np.diag([1, 1, 1.001, 1]))
+    write_scan(folder / "labelsTr" / "a.nii.gz", affine=np.diag([1, 1, 1.02, 1]))
     (line,) = faults_of(folder)
-    assert "0.007 mm" in line  # 7 steps of 0.001 mm
+    assert "0.14 mm" in line  # 7 steps of 0.02 mm
+
+
+def test_a_label_nearly_on_the_grid_is_loaded_exactly_on_it(folder):
+    """A program that rounds headers moves a label by hundredths of a mm; resampled, it would have another shape."""
+    rounded = np.diag([1, 1, 1.01, 1])
+    label = write_scan(folder / "labelsTr" / "a.nii.gz", affine=rounded, dtype=np.uint8)
+    item = LoadScand(["image", "label"])(read_datalist(folder)[0])
+    np.testing.assert_array_equal(item["label"].affine.numpy(), np.eye(4))
+    alone = LoadScand("label")({"label": str(label)})
+    np.testing.assert_allclose(alone["label"].affine.numpy(), rounded)
+
+
+def write_without_place(path, dtype=np.int16):
+    scan = nib.Nifti1Image(np.ones((6, 7, 8), dtype), None)
+    scan.header.set_zooms((1, 2, 3))
+    nib.save(scan, path)
+    assert int(nib.load(path).header["qform_code"]) == int(nib.load(path).header["sform_code"]) == 0
+
+
+def test_scans_that_do_not_say_how_they_lie_are_told_once(folder, caplog):
+    for kind, dtype in {"imagesTr": np.int16, "labelsTr": np.uint8}.items():
+        for case in "ab":
+            write_without_place(folder / kind / f"{case}.nii.gz", dtype)
+    assert len(read_datalist(folder)) == 3
+    (message,) = caplog.messages
+    assert message.startswith("2 of 3 scans do not say how they lie") and "a.nii.gz" in message
+    caplog.clear()
+    list_scans(folder / "imagesTr" / "c.nii.gz")
+    assert not caplog.messages
+    list_scans(folder / "imagesTr" / "a.nii.gz")
+    assert caplog.messages[0].startswith("1 of 1 scans do not say")
+
+
+def test_a_label_that_lost_its_place_is_told(folder):
+    write_without_place(folder / "labelsTr" / "a.nii.gz", np.uint8)
+    (line,) = faults_of(folder)
+    assert "labelsTr/a.nii.gz does not say where it lies" in line and "copy the image's header" in line
+
+
+def test_a_name_of_an_image_and_of_its_label_in_two_unicode_forms_is_one(folder):
+    (folder / "dataset.json").unlink()
+    for kind, form in {"imagesTr": "NFD", "labelsTr": "NFC"}.items():
+        name = unicodedata.normalize(form, "J\u00e4ger.nii.gz")
+        (folder / kind / "a.nii.gz").rename(folder / kind / name)
+    items = read_datalist(folder, NAMES)
+    assert len(items) == 3 and "J\u00e4ger" in [item["case"] for item in items]
+    assert LoadScand(["image", "label"])(items[0])["label"].shape == (1, 6, 7, 8)
 
 
 @pytest.mark.parametrize("wrong", [0.0, np.nan])

@@ -5,6 +5,7 @@ import torch
 from monai.transforms import Compose, EnsureChannelFirstd, LoadImaged, Orientationd, SaveImaged, Spacingd
 from scipy.ndimage import map_coordinates
 
+from custom_components.data import LoadScand
 from custom_components.transforms import LogitsToLabel, LogitsToLabeld
 from custom_components.transforms.restore import logits_to_label
 
@@ -108,3 +109,28 @@ def test_a_saved_label_lies_on_the_input_whatever_its_grid(tmp_path, grid, dtype
     assert expected.sum() > 200
     assert 2 * (found & expected).sum() / (found.sum() + expected.sum()) > 0.96
     assert np.abs(world[found].mean(0) - world[expected].mean(0)).max() < 0.2  # mm
+
+
+@pytest.mark.parametrize("codes", [(0, 0), (1, 0), (0, 2)])
+def test_a_label_lies_where_a_scan_without_a_place_does_in_every_program(tmp_path, codes):
+    """Both codes 0: every program has its own guess, which must be the same for the scan and its label."""
+    qform, sform = codes
+    scan = nib.Nifti1Image(np.random.default_rng(0).integers(0, 99, (8, 9, 10)).astype(np.int16), None)
+    scan.header.set_zooms((1, 2, 3))
+    scan.set_qform(scan.affine if qform else None, qform)
+    scan.set_sform(scan.affine if sform else None, sform)
+    nib.save(scan, tmp_path / "scan.nii.gz")
+    item = Compose(
+        [
+            LoadScand("image"),
+            Orientationd("image", axcodes="RAS", labels=None),
+            Spacingd("image", pixdim=(1.5, 1.5, 1.5), mode="bilinear"),
+        ]
+    )({"image": str(tmp_path / "scan.nii.gz")})
+    item = LogitsToLabeld("pred")({**item, "pred": item["image"] - 40})
+    options = {"output_postfix": "seg", "separate_folder": False, "resample": False, "print_log": False}
+    SaveImaged("pred", output_dir=tmp_path, writer="custom_components.data.ExactNiftiWriter", **options)(item)
+    first, saved = (nib.load(tmp_path / name).header for name in ("scan.nii.gz", "scan_seg.nii.gz"))
+    assert (int(saved["qform_code"]), int(saved["sform_code"])) == ((0, 0) if codes == (0, 0) else (1, 1))
+    np.testing.assert_allclose(saved["pixdim"][1:4], first["pixdim"][1:4])
+    np.testing.assert_allclose(nib.load(tmp_path / "scan_seg.nii.gz").affine, scan.affine, atol=1e-5)
