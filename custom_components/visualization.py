@@ -14,9 +14,11 @@ from monai.transforms import Orientation
 from monai.transforms.utils import generate_spatial_bounding_box
 
 from custom_components.data import LoadScan
+from custom_components.data.loading import distance_of_grids
 from custom_components.errors import InputError
 
 SOFT_TISSUE_HU, AIR_HU = (-175.0, 250.0), -500.0
+SHOWN_APART = 0.5  # voxels; what is less cannot be seen
 # name, normal axis, and what lies on the left of the picture in the radiological convention
 PLANES = (("sagittal", 0, "A"), ("coronal", 1, "R"), ("axial", 2, "R"))
 COLOURS = (
@@ -121,8 +123,8 @@ def _centre(labels: Sequence[np.ndarray], shape: Sequence[int]) -> list[int]:
     return [size // 2 for size in shape]
 
 
-def read_in_ras(path: str | Path) -> tuple[np.ndarray, list[float]]:
-    """A scan or label volume `(H, W, D)` in RAS order, and its spacing in mm; any format that `LoadScan` reads.
+def read_in_ras(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
+    """A scan or label volume `(H, W, D)` in RAS order and its affine (4, 4); any format that `LoadScan` reads.
 
     Raises:
         InputError: no such file, or as `LoadScan`.
@@ -131,7 +133,7 @@ def read_in_ras(path: str | Path) -> tuple[np.ndarray, list[float]]:
         raise InputError(f"{path}: no such file; check the path")
     load = LoadScan(image_only=True, ensure_channel_first=True)
     volume: Any = Orientation(axcodes="RAS", labels=None)(load(path))
-    return np.asarray(volume[0]), [float(step) for step in np.linalg.norm(np.asarray(volume.affine)[:3, :3], axis=0)]
+    return np.asarray(volume[0]), np.asarray(volume.affine, dtype=float)
 
 
 def save_overlay(
@@ -151,16 +153,25 @@ def save_overlay(
         window, title: as in `overlay_figure`.
 
     Raises:
-        InputError: a file that cannot be read, or a label of another shape than the scan.
+        InputError: a file that cannot be read, or a label of another shape than the scan or more than half a voxel off.
     """
-    scan, spacing = read_in_ras(image)
-    volumes = {name: read_in_ras(path)[0].astype(np.int16) for name, path in labels.items()}
-    for name, volume in volumes.items():
+    scan, affine = read_in_ras(image)
+    volumes = {}
+    for name, path in labels.items():
+        volume, label_affine = read_in_ras(path)
         if volume.shape != scan.shape:
             raise InputError(
-                f"{labels[name]}: label is {volume.shape} but {image} is {scan.shape}, both in RAS order; "
+                f"{path}: label is {volume.shape} but {image} is {scan.shape}, both in RAS order; "
                 "resample one to the other"
             )
+        voxels, distance = distance_of_grids((scan.shape, affine), (volume.shape, label_affine))
+        if voxels > SHOWN_APART:
+            raise InputError(
+                f"{path}: lies up to {distance:.3g} mm off {image} according to their affines; it is the label of "
+                "another scan, or its header is wrong"
+            )
+        volumes[name] = volume.astype(np.int16)
+    spacing = [float(step) for step in np.linalg.norm(affine[:3, :3], axis=0)]
     figure = overlay_figure(scan, volumes, class_names or [], spacing, window, title)
     output = Path(output)
     output.parent.mkdir(parents=True, exist_ok=True)

@@ -13,6 +13,7 @@ import fire
 
 from custom_components.errors import InputError
 from custom_components.release import new_bundle
+from custom_components.transforms import mirrored_pairs, told_pairs
 
 BUNDLES = Path(__file__).resolve().parent.parent / "bundles"
 
@@ -32,6 +33,10 @@ def new(name: str, like: str, backbone: str | None = None, bundles_dir: str = st
         empty = new_bundle(folder / str(like), folder / str(name), settings, backbone)
     except (InputError, OSError) as error:
         sys.exit(f"new_bundle: {error}")
+    classes = settings.get("class_names")
+    if classes is not None:
+        pairs = mirrored_pairs([classes] if isinstance(classes, str) else list(classes))
+        print(f"Where a scan is mirrored left to right, {told_pairs(pairs)}; --mirrored_classes names other pairs.")
     print(f"{folder / name}: written; before a release, fill in {', '.join(empty)} of configs/metadata.json, and")
     print("the first sentence of docs/README.md. Train and score it with its own configs, then scripts.adopt_weights.")
 

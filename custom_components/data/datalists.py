@@ -12,8 +12,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from .dicom import holds_dicom
 from .headers import ITK_SUFFIXES, NIFTI_SUFFIXES, DataError, Grid, is_placed
 from .loading import AFFINE_TOLERANCE, distance_of_grids, scan_grid
@@ -290,9 +288,24 @@ def _listed_scans(folder: Path) -> list[Any]:
         raise DataError(
             f"{folder}: no scan found; looked for dataset.json, imagesTr/*.nii.gz, imagesTr/*.nii, *.nii.gz and *.nii"
         )
+    _tell_other_formats(Path(images[0]).parent)
     images = [os.path.relpath(image, folder) for image in _without_results(folder, images)]
     labels = {case_name(label): os.path.relpath(label, folder) for label in _nifti_files(folder / "labelsTr")}
     return [{"image": i, "label": labels[case_name(i)]} if case_name(i) in labels else {"image": i} for i in images]
+
+
+def _tell_other_formats(folder: Path) -> None:
+    """Warn of scans beside the NIfTI files of a folder that only inference would read."""
+    others = _files(folder, ITK_SUFFIXES)
+    others += [str(path) for path in (folder, *sorted(folder.iterdir())) if path.is_dir() and holds_dicom(path)]
+    if others:
+        logger.warning(
+            "%s: scans that are no NIfTI files are not used: %d, such as %s; convert them, DICOM for instance with: %s",
+            folder,
+            len(others),
+            os.path.basename(others[0]),
+            CONVERT,
+        )
 
 
 def _results_among(images: Sequence[str]) -> set[str]:
@@ -476,8 +489,8 @@ def _header_faults(image: str, label: str | None = None) -> list[str]:
         silent = [path for path in (image, str(label)) if not is_placed(path)]
         reason = f", and {silent[0]} does not say where it lies (qform_code and sform_code are 0)" if silent else ""
         return [
-            f"{image}: image and label lie apart by up to {distance:.3g} mm according to their affines{reason}; copy the "
-            "image's header to the label if it was drawn on this scan, else resample one to the other"
+            f"{image}: image and label lie apart by up to {distance:.3g} mm according to their affines{reason}; copy "
+            "the image's header to the label if it was drawn on this scan, else resample one to the other"
         ]
     return []
 
@@ -487,8 +500,8 @@ def _tell_unplaced(items: Sequence[Mapping[str, Any]]) -> None:
     silent = [item["image"] for item in items if not is_placed(item["image"])]
     if silent:
         logger.warning(
-            "%d of %d scans do not say how they lie in the patient (qform_code and sform_code are 0), such as %s: their "
-            "first axis is taken to run from right to left; see in a viewer whether it does, or convert them again",
+            "%d of %d scans do not say how they lie in the patient (qform_code and sform_code are 0), such as %s: "
+            "their first axis is taken to run from right to left; see in a viewer if it does, or convert them again",
             len(silent),
             len(items),
             silent[0],

@@ -19,7 +19,6 @@ from monai.utils import ensure_tuple
 from .dicom import DicomSeriesReader, dicom_grid, is_dicom
 from .headers import ITK_SUFFIXES, DataError, Grid, itk_grid, itk_image_io, nifti_grid, reason_of
 
-
 # of a voxel's shortest edge; what programs round in a header is less, and a label moved by that is still right
 AFFINE_TOLERANCE = 0.1
 

@@ -29,11 +29,11 @@ class ExactNiftiWriter(NibabelWriter):
 
     def write(self, filename: Any, verbose: bool = False, **options: Any) -> None:
         super().write(filename, verbose, **options)
-        header = self.data_obj.header
-        if not self.placed and np.allclose(header.get_base_affine(), self.affine, atol=1e-3):
-            self.data_obj.set_sform(None, code=0)
-            self.data_obj.set_qform(None, code=0)
-            nib.save(self.data_obj, filename)
+        image: Any = self.data_obj
+        if not self.placed and np.allclose(image.header.get_base_affine(), self.affine, atol=1e-3):
+            image.set_sform(None, code=0)
+            image.set_qform(None, code=0)
+            nib.save(image, filename)
 
     @classmethod
     def create_backend_obj(cls, data_array: Any, affine: Any = None, dtype: Any = None, **kwargs: Any) -> Any:

@@ -9,7 +9,7 @@ from .checks import CheckLabeld, CheckScan, CheckScand
 from .components import LargestComponentd
 from .crops import ClassIndicesd, RandCropByClassIndicesd
 from .inpaint import RandInPaint, RandInPaintd
-from .mirror import RandMirrord, mirrored_classes_order, mirrored_pairs
+from .mirror import RandMirrord, mirrored_classes_order, mirrored_pairs, told_pairs
 from .restore import LogitsToLabel, LogitsToLabeld
 from .shuffle import RandLocalShuffle, RandLocalShuffled
 from .spacing import ResampleSpacingd
@@ -46,4 +46,5 @@ __all__ = [
     "crop_ratios",
     "mirrored_classes_order",
     "mirrored_pairs",
+    "told_pairs",
 ]

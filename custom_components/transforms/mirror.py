@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import logging
 import re
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
@@ -12,37 +14,83 @@ from monai.transforms import Flip, MapTransform, RandomizableTransform
 
 from custom_components.errors import InputError
 
-# left and right in the name of an organ: LeftKidney, kidney_left, Kidney-R, l_kidney; not in Bright or cleft
-SIDE = re.compile(r"Left|Right|LEFT|RIGHT|(?<![A-Za-z])(?:left|right)|(?<![^\W_])[lrLR](?![^\W_])")
+logger = logging.getLogger(__name__)
+
+# words for left, each with those for right: English, German, French, Spanish, Portuguese, Italian, Latin
+WORDS = (
+    ("left", "right"),
+    *((f"link{end}", f"recht{end}") for end in ("s", "e", "er", "es", "en", "em")),
+    *((left, right) for left in ("gauche", "gauches") for right in ("droite", "droites", "droit", "droits")),
+    *((f"izquierd{end}", f"derech{end}") for end in ("o", "a", "os", "as")),
+    *((f"esquerd{end}", f"direit{end}") for end in ("o", "a", "os", "as")),
+    *((f"sinistr{end}", f"destr{end}") for end in ("o", "a", "i", "e")),
+    ("sinister", "dexter"),
+    *((f"sinistr{end}", f"dextr{end}") for end in ("a", "um", "i", "ae")),
+)
+# their letters, which may mean something else where the other side is not there too
+LETTERS = (("l", "r"), ("li", "re"), ("lt", "rt"), ("sin", "dex"), ("sin", "dx"), ("sx", "dx"), ("izq", "der"))
+
+
+def _opposites(pairs: Sequence[tuple[str, str]]) -> dict[str, list[str]]:
+    both = [*pairs, *((right, left) for left, right in pairs)]
+    return {word: [other for one, other in both if one == word] for word, _ in both}
+
+
+OTHER_WORDS, OTHER_LETTERS = _opposites(WORDS), _opposites(LETTERS)
+SURELY_SIDES = OTHER_WORDS | {letter: OTHER_LETTERS[letter] for letter in "lr"}
+
+
+def _any_of(words: Sequence[str]) -> str:
+    return "|".join(sorted(words, key=len, reverse=True))
+
+
+# in the name of an organ: LeftKidney, kidney_left, NiereLinks, Kidney-R, l_kidney; not in Bright or cleft
+_small, _first, _capitals = (
+    _any_of([form(word) for word in OTHER_WORDS]) for form in (str.lower, str.title, str.upper)
+)
+_letters = _any_of([form(word) for word in OTHER_LETTERS for form in (str.lower, str.title, str.upper)])
+SIDE = re.compile(
+    rf"Left|Right|LEFT|RIGHT|(?<![A-Za-z])(?:left|right)|(?:{_first})(?![a-z])|(?:{_capitals})(?![A-Z])"
+    rf"|(?<![A-Za-z])(?:{_small})(?![a-z])|(?<![^\W_])(?:{_letters})(?![^\W_])"
+)
 # of the heart, whose sides are not each other's mirror image
 CHAMBER = re.compile(r"ventric|atri|auric|heart|cardi|pulmon", re.IGNORECASE)
-OTHER_SIDE = {"left": "right", "right": "left", "l": "r", "r": "l"}
 
 
 def mirrored_pairs(class_names: Sequence[str]) -> list[list[str]]:
     """The pairs of classes whose names say that they are left and right of one organ, in the order of the classes.
 
     Args:
-        class_names: such as RightKidney and LeftKidney, kidney_left and kidney_right, Kidney_R and Kidney_L. Chambers
-            and vessels of the heart are in no pair: in a mirrored scan, each is still itself.
+        class_names: such as RightKidney and LeftKidney, kidney_left and kidney_right, Kidney_R and Kidney_L, NiereLinks
+            and NiereRechts. Chambers and vessels of the heart are in no pair: in a mirrored scan, each is still itself.
     """
-    order = {name: index for index, name in enumerate(class_names)}
-    partners = {name: _other_side(name) for name in class_names}
-    return [
-        [name, other]
-        for name, other in partners.items()
-        if order[name] < order.get(other, -1) and CHAMBER.search(name) is None
-    ]
+    pairs: list[list[str]] = []
+    paired: set[str] = set()
+    for index, name in enumerate(class_names):
+        others = [other for other in class_names[index + 1 :] if other in _other_sides(name) and other not in paired]
+        if others and name not in paired and CHAMBER.search(name) is None:
+            pairs.append([name, others[0]])
+            paired.update(pairs[-1])
+    return pairs
 
 
-def _other_side(name: str) -> str:
-    """The name with left and right exchanged, in capitals or not as it was."""
+def _other_sides(name: str, words: Mapping[str, Sequence[str]] = OTHER_WORDS | OTHER_LETTERS) -> list[str]:
+    """What the name may be with left and right exchanged, in capitals or not as it was; none where it has no side."""
+    parts, last = [[""]], 0
+    for match in SIDE.finditer(name):
+        text = match[0]
+        others = words.get(text.lower(), [])
+        like = str.upper if text.isupper() else str.capitalize if text[0].isupper() else str.lower
+        if others:
+            parts += [[name[last : match.start()]], [like(other) for other in others]]
+            last = match.end()
+    return ["".join((*chosen, name[last:])) for chosen in itertools.product(*parts)] if last else []
 
-    def exchanged(match: re.Match[str]) -> str:
-        other = OTHER_SIDE[match[0].lower()]
-        return other.upper() if match[0].isupper() else other.capitalize() if match[0][0].isupper() else other
 
-    return SIDE.sub(exchanged, name)
+def told_pairs(pairs: Sequence[Sequence[str]]) -> str:
+    """Which classes a mirrored scan exchanges, in words."""
+    exchanged = ", ".join(f"{first} with {second}" for first, second in pairs)
+    return f"exchanged are {exchanged}, no other class" if pairs else "no class is exchanged with another"
 
 
 def mirrored_classes_order(class_names: Sequence[str], mirrored_classes: Sequence[Sequence[str]]) -> list[int]:
@@ -67,7 +115,7 @@ def mirrored_classes_order(class_names: Sequence[str], mirrored_classes: Sequenc
     for first, second in mirrored_classes:
         a, b = class_names.index(first), class_names.index(second)
         order[a], order[b] = b, a
-    alone = [name for name in class_names if name not in named and _other_side(name) != name]
+    alone = [name for name in class_names if name not in named and _other_sides(name, SURELY_SIDES)]
     if alone:
         raise InputError(
             f"mirrored_classes: {alone[0]} is in no pair, so that mirrored scans would make the other side {alone[0]} "
@@ -107,7 +155,11 @@ class RandMirrord(RandomizableTransform, MapTransform):
     ) -> None:
         MapTransform.__init__(self, keys, allow_missing_keys)
         RandomizableTransform.__init__(self, prob)
-        order = mirrored_classes_order(class_names, mirrored_classes) if prob > 0 else list(range(len(class_names)))
+        if prob > 0:
+            order = mirrored_classes_order(class_names, mirrored_classes)
+            logger.info("mirrored left to right, with probability %g: %s", prob, told_pairs(mirrored_classes))
+        else:
+            order = list(range(len(class_names)))
         self.order = torch.tensor(order, dtype=torch.long)
         self.mirrored_value = torch.cat([self.order.new_zeros(1), self.order + 1])  # what label value k becomes
         self.label_key, self.annotated_key = label_key, annotated_key

@@ -214,6 +214,18 @@ def test_a_training_on_scans_of_another_format_says_how_to_convert_them(where, t
     assert f"NIfTI scans were expected but {named} is none" in line and "dcm2niix" in line
 
 
+@pytest.mark.parametrize("where", ["", "imagesTr"])
+def test_scans_of_other_formats_beside_those_that_are_read_are_told(where, tmp_path, caplog):
+    place = tmp_path / where
+    write_scan(place / "a.nii.gz")
+    assert len(read_datalist(tmp_path, labelled=False)) == 1 and not caplog.messages
+    write_nrrd(place / "b.nrrd")
+    write_series(place / "series")
+    assert len(read_datalist(tmp_path, labelled=False)) == 1
+    (message,) = caplog.messages
+    assert "no NIfTI files are not used: 2, such as b.nrrd" in message and "dcm2niix" in message
+
+
 def test_the_patient_of_a_scan_is_the_one_named_in_its_entry_or_else_its_case(folder):
     training = [{"image": "./imagesTr/a.nii.gz", "patient": 7}, {"image": "./imagesTr/b.nii.gz"}, "imagesTr/c.nii.gz"]
     write_json(folder, [], training=training)

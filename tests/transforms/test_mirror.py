@@ -78,6 +78,48 @@ def test_the_names_of_classes_tell_which_are_left_and_right_of_one_organ():
     assert mirrored_pairs(NAMES) == SIDES
     names = ["kidney_left", "L_eye", "Liver", "kidney_right", "R_eye", "lung l", "lung r", "Skull", "LEFT HIP"]
     assert mirrored_pairs(names) == [["kidney_left", "kidney_right"], ["L_eye", "R_eye"], ["lung l", "lung r"]]
+
+
+@pytest.mark.parametrize(
+    "pair",
+    [
+        ("NiereLinks", "NiereRechts"),
+        ("linke Niere", "rechte Niere"),
+        ("LINKER_LUNGENFLUEGEL", "RECHTER_LUNGENFLUEGEL"),
+        ("rein_gauche", "rein_droit"),
+        ("glande gauche", "glande droite"),
+        ("riñon_izquierdo", "riñon_derecho"),
+        ("rim esquerdo", "rim direito"),
+        ("rene_sinistro", "rene_destro"),
+        ("Glandula parotis sinistra", "Glandula parotis dextra"),
+        ("ren sinister", "ren dexter"),
+        ("Parotis_li", "Parotis_re"),
+        ("Parotide dx", "Parotide sx"),
+        ("Lt Kidney", "Rt Kidney"),
+        ("Leftkidney", "Rightkidney"),
+    ],
+)
+def test_left_and_right_are_known_in_other_languages(pair):
+    for names in (pair, pair[::-1]):
+        assert mirrored_pairs(["Liver", names[0], "Spleen", names[1]]) == [list(names)]
+    if pair[0] not in ("Parotis_li", "Parotide dx", "Lt Kidney"):
+        with pytest.raises(InputError, match="is in no pair"):
+            mirrored_classes_order(["Liver", pair[0]], [])
+
+
+def test_letters_that_may_mean_something_else_are_no_side_alone():
+    names = ["Li", "Sin", "Linksys", "Direction", "Rechtsanwalt", "Gauchery", "Rectum", "Bright", "cleft"]
+    assert mirrored_pairs(names) == [] and mirrored_classes_order(names, []) == list(range(len(names)))
+
+
+def test_what_is_exchanged_is_told(caplog):
+    caplog.set_level("INFO")
+    RandMirrord("label", NAMES, SIDES)
+    RandMirrord("label", ["Niere", "Lunge"])
+    RandMirrord("label", ["Niere", "Lunge"], prob=0)
+    first, second = caplog.messages
+    assert first.endswith("with probability 0.5: exchanged are RightParotid with LeftParotid, no other class")
+    assert second.endswith("no class is exchanged with another")
     assert mirrored_pairs(["Left-Hippocampus", "Right-Hippocampus", "RIGHT HIP", "LEFT HIP"]) == [
         ["Left-Hippocampus", "Right-Hippocampus"],
         ["RIGHT HIP", "LEFT HIP"],
