@@ -67,6 +67,9 @@ def test_files_that_cannot_be_drawn_are_named(tmp_path):
     scan, label = written(tmp_path / "scan.nii.gz", (6, 5, 4)), written(tmp_path / "other.nii.gz", (6, 5, 3))
     with pytest.raises(InputError, match=r"other.nii.gz: label is \(6, 5, 3\)"):
         show(str(scan), str(label), str(tmp_path / "overlay.png"))
+    nib.save(nib.Nifti1Image(np.zeros((6, 5, 4), np.int16), np.diag([1.0, 2.0, 1.0, 1.0])), tmp_path / "apart.nii.gz")
+    with pytest.raises(InputError, match="apart.nii.gz: lies up to 5 mm off .*scan.nii.gz"):
+        show(str(scan), str(tmp_path / "apart.nii.gz"), str(tmp_path / "overlay.png"))
     with pytest.raises(InputError, match="absent.nii.gz: no such file"):
         show(str(scan), str(tmp_path / "absent.nii.gz"), str(tmp_path / "overlay.png"))
     (tmp_path / "broken.nii.gz").write_bytes(b"no NIfTI")
@@ -104,6 +107,6 @@ def test_a_scan_is_drawn_where_its_sform_says(tmp_path):
     scan = nib.Nifti1Image(np.arange(24, dtype=np.int16).reshape(2, 3, 4), np.diag([-2.0, 3.0, 4.0, 1.0]))
     scan.header["qform_code"], scan.header["pixdim"][1:4] = 0, 1
     nib.save(scan, tmp_path / "scan.nii.gz")
-    volume, spacing = read_in_ras(tmp_path / "scan.nii.gz")
-    assert spacing == [2, 3, 4]
+    volume, affine = read_in_ras(tmp_path / "scan.nii.gz")
+    np.testing.assert_allclose(affine, [[2, 0, 0, -2], [0, 3, 0, 0], [0, 0, 4, 0], [0, 0, 0, 1]])
     np.testing.assert_array_equal(volume, np.arange(24).reshape(2, 3, 4)[::-1])

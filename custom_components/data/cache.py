@@ -154,6 +154,10 @@ class MemoryMappedDataset(PersistentDataset):
         key = json.dumps([describe(item), sources], sort_keys=True) + self._transform_key
         return self.folder / hashlib.sha256(key.encode()).hexdigest()[:32]
 
+    def prepared(self, index: int) -> dict[str, Any]:
+        """An item after its deterministic transforms, on its memory map, before any random one."""
+        return self._cachecheck(self.data[index])
+
     def _build(self, item: Mapping[str, Any], folder: Path) -> None:
         result = self._pre_transform(deepcopy(dict(item)))
         if self.item_folder(item) != folder:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import logging
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +16,8 @@ from monai.metrics import compute_hausdorff_distance
 from torch import Tensor
 
 from .tables import write_csv
+
+logger = logging.getLogger(__name__)
 
 COLUMNS = ("case", "class", "dice", "hd95_mm")
 
@@ -71,6 +74,7 @@ class SegmentationScores(Metric):
 
     def reset(self) -> None:
         self.rows: list[dict[str, Any]] = []
+        self.drawn: list[tuple[str, set[str]]] = []  # a case, and the annotated classes that have voxels in it
 
     def iteration_completed(self, engine: Any) -> None:
         for item, output in zip(engine.state.batch, engine.state.output):
@@ -94,11 +98,14 @@ class SegmentationScores(Metric):
         affine = np.asarray(getattr(output["label"], "affine", np.eye(4)), dtype=float)
         spacing = np.linalg.norm(affine[:3, :3], axis=0)
         annotated = output.get("annotated")
+        self.drawn.append((output["case"], set()))
         for k, name in enumerate(self.class_names):
             row: dict[str, Any] = {"case": output["case"], "class": name, "dice": None, "hd95_mm": None}
             if annotated is None or annotated[k]:
                 masks = prediction == k + 1, truth == k + 1
                 row["dice"] = dice_score(*masks)
+                if masks[1].any():
+                    self.drawn[-1][1].add(name)
                 if self.hausdorff:
                     row["hd95_mm"] = hausdorff_95(*masks, spacing)
             self.rows.append(row)
@@ -116,8 +123,29 @@ class SegmentationScores(Metric):
     def compute(self) -> float:
         if self.csv_path is not None:
             write_scores(self.rows, self.csv_path)
+            self._tell_undrawn()
         means = self.class_means()
         return sum(means.values()) / len(means) if means else 0.0
+
+    def _tell_undrawn(self) -> None:
+        """Warn where a score says nothing of the network: what is found in an empty label has Dice 0."""
+        empty = [case for case, classes in self.drawn if not classes]
+        absent = [name for name in self.class_names if not any(name in classes for _, classes in self.drawn)]
+        if empty:
+            logger.warning(
+                "%d of %d scored scans have a label without any voxel of a class, such as %s: what is found there has "
+                "Dice 0; remove labels that were never drawn",
+                len(empty),
+                len(self.drawn),
+                empty[0],
+            )
+        if absent and len(empty) < len(self.drawn):
+            logger.warning(
+                "%s: no voxel in any of the %d scored scans: its Dice is 0 where it is found, and says nothing; score "
+                "scans that show it",
+                ", ".join(absent),
+                len(self.drawn),
+            )
 
     def completed(self, engine: Any, name: str) -> None:
         super().completed(engine, name)

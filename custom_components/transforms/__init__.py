@@ -1,6 +1,6 @@
 """Array and dictionary transforms in MONAI's form, one family a file."""
 
-from .annotated import AnnotatedClassesd, crop_ratios
+from .annotated import AnnotatedClassesd, crop_ratios, tell_undrawn_classes
 from .baseline import RandInPlaneBlurOrSharpen, RandInPlaneBlurOrSharpend, RandWindow, RandWindowd
 from .batch import BatchAugmentation
 from .bezier import RandBezierIntensity, RandBezierIntensityd
@@ -46,5 +46,6 @@ __all__ = [
     "crop_ratios",
     "mirrored_classes_order",
     "mirrored_pairs",
+    "tell_undrawn_classes",
     "told_pairs",
 ]

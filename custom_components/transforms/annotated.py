@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import torch
 from monai.transforms import Transform
+
+logger = logging.getLogger(__name__)
 
 
 class AnnotatedClassesd(Transform):
@@ -40,3 +43,31 @@ def crop_ratios(items: Sequence[Mapping[str, Any]], num_classes: int) -> list[fl
     """
     drawn = [sum(k in item.get("annotated_labels", (k,)) for item in items) for k in range(1, num_classes + 1)]
     return [1.0, *(len(items) / count if count else 1.0 for count in drawn)]
+
+
+def tell_undrawn_classes(dataset: Any, class_names: Sequence[str]) -> None:
+    """Warn of classes that no training scan shows, and of labels without any voxel: neither stops a training.
+
+    Args:
+        dataset: the training scans, a `MemoryMappedDataset` with `annotated` and `class_indices` (see `ClassIndicesd`).
+        class_names: K names, of label values 1 to K.
+    """
+    items = [dataset.prepared(index) for index in range(len(dataset))]
+    drawn = [(item["class_indices"][1:, 0] >= 0) & (item["annotated"] > 0) for item in items]
+    for k, name in enumerate(class_names):
+        if drawn and not any(shown[k] for shown in drawn):
+            logger.warning(
+                "%s: has no voxel in any of the %d training scans and cannot be learnt; correct their labels, or leave "
+                "it out of class_names",
+                name,
+                len(items),
+            )
+    empty = [str(item.get("case", "one")) for item, shown in zip(items, drawn) if not shown.any()]
+    if empty:
+        logger.warning(
+            "%d of %d training scans have a label without any voxel of a class, such as %s: right where none of "
+            "them is in view; else remove the label",
+            len(empty),
+            len(items),
+            empty[0],
+        )

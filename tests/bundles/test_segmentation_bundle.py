@@ -108,7 +108,7 @@ def test_every_option_trains_the_same_network(run_bundle, mri_phantoms, pretrain
 
 
 def test_a_training_that_was_stopped_goes_on_without_the_file_that_it_started_from(
-    run_bundle, mri_phantoms, pretrained, tmp_path
+    run_bundle, mri_phantoms, pretrained, tmp_path, capsys
 ):
     start = tmp_path / "start.pt"
     for suffix in (".pt", ".json"):
@@ -120,6 +120,8 @@ def test_a_training_that_was_stopped_goes_on_without_the_file_that_it_started_fr
         records.append(json.loads((tmp_path / "out" / "model.json").read_text()))
         for path in tmp_path.glob("start.*"):
             path.unlink()
+        # the head is fitted once, not to be thrown away where the training goes on
+        assert ("linear probe: " in capsys.readouterr().out) == (max_steps == 4)
     assert [record["steps"] for record in records] == [4, 6]
     # two labelled ones, and all but the one held out by the pre-training
     assert [len(record["seen_scans"].split()) for record in records] == [5, 5]

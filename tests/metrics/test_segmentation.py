@@ -78,3 +78,21 @@ def test_a_prediction_of_another_shape_is_refused():
         SegmentationScores(["A"]).update(
             {"case": "case_1", "pred": torch.zeros(1, 2, 2, 2), "label": torch.zeros(1, 2, 2, 3)}
         )
+
+
+def test_empty_labels_and_classes_that_are_drawn_nowhere_are_told(tmp_path, caplog):
+    empty, label = torch.zeros(1, 4, 4, 4), torch.zeros(1, 4, 4, 4)
+    label[0, :2] = 1
+    scores = SegmentationScores(["A", "B"], tmp_path / "metrics.csv")
+    for case, truth in {"one": label, "none": empty}.items():
+        scores.update({"case": case, "pred": label, "label": truth})
+    assert scores.compute() == 0.5
+    first, second = caplog.messages
+    assert first.startswith("1 of 2 scored scans have a label without any voxel") and "such as none" in first
+    assert second.startswith("B: no voxel in any of the 2 scored scans")
+    caplog.clear()
+    scores.reset()
+    both = label.clone()
+    both[0, 3] = 2
+    scores.update({"case": "both", "pred": both, "label": both})
+    assert scores.compute() == 1.0 and not caplog.messages

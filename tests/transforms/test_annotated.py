@@ -2,9 +2,10 @@
 
 import numpy as np
 import torch
-from monai.transforms import RandCropByLabelClassesd
+from monai.transforms import RandCropByLabelClassesd, Transform
 
-from custom_components.transforms import AnnotatedClassesd, crop_ratios
+from custom_components.data import MemoryMappedDataset
+from custom_components.transforms import AnnotatedClassesd, ClassIndicesd, crop_ratios, tell_undrawn_classes
 
 
 def test_annotated_labels_become_a_vector():
@@ -36,3 +37,33 @@ def test_a_seldom_drawn_class_is_at_the_centre_of_as_many_crops():
     plain, balanced = centres(None), centres(crop_ratios(items, 2))
     assert plain[2] / plain[1] < 0.2
     assert balanced[2] / balanced[1] > 1.6 * plain[2] / plain[1]
+
+
+def test_classes_that_no_scan_shows_and_empty_labels_are_told(tmp_path, caplog):
+    volumes = {"a": [1], "b": [], "c": [1, 3]}
+    items = []
+    for case, values in volumes.items():
+        label = np.zeros((6, 6, 6), np.uint8)
+        for value in values:
+            label[value] = value
+        items.append({"case": case, "values": label, "annotated_labels": [1, 2] if case == "c" else [1, 2, 3]})
+    steps = [LabelOf(), AnnotatedClassesd(3), ClassIndicesd(3)]
+
+    def told(chosen):
+        caplog.clear()
+        dataset = MemoryMappedDataset(chosen, steps, tmp_path, progress=False)
+        tell_undrawn_classes(dataset, ["Liver", "Spleen", "Aorta"])
+        return caplog.messages
+
+    spleen, aorta, empty = told(items)
+    assert spleen.startswith("Spleen: has no voxel in any of the 3 training scans")
+    assert aorta.startswith("Aorta")  # drawn in c only, which is said not to show it
+    assert empty.startswith("1 of 3 training scans") and "such as b" in empty
+    items[2]["annotated_labels"] = [1, 2, 3]
+    items[0]["values"][5] = 2
+    assert told([items[0], items[2]]) == []
+
+
+class LabelOf(Transform):
+    def __call__(self, data):
+        return {"case": data["case"], "annotated_labels": data["annotated_labels"], "label": data["values"][None]}
