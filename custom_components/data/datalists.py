@@ -22,6 +22,7 @@ SUFFIXES = NIFTI_SUFFIXES + ITK_SUFFIXES
 LABELS_FORM = '"labels": {"0": "background", "1": "Liver", ...}'
 TRAINING_FORM = '"training": [{"image": "./imagesTr/a.nii.gz", "label": "./labelsTr/a.nii.gz"}, ...]'
 
+GIVEN_PARTS = ("train", "validation", "test")
 UNLABELLED = "without_labels"
 RESULTS = ("_seg", "_features")  # what inference puts behind the name of a scan
 CONVERT = "dcm2niix -z y -f %i_s%s -o OUTPUT/imagesTr INPUT"
@@ -49,11 +50,12 @@ def read_datalist(
 
     Returns:
         Items, folder by folder: `image` (path), `case` (file name without .nii or .nii.gz), `patient` (the entry's in
-        `dataset.json`, else the case), `folder` (as given), `scan` (index in the list) and, where labelled, `label`
-        (path) and `annotated_labels` (label values drawn in that scan; all where `dataset.json` does not say). Scans
-        of one patient, such as CT and MRI under the same name in two folders, land on the same side of every split.
-        Where a folder has scans with and without labels, the latter are a `folder` of their own, so that a split of
-        all holds out the same labelled scans as a split of the labelled ones.
+        `dataset.json`, else the case), `folder` (as given), `scan` (index in the list), `part` (where the entry in
+        `dataset.json` has one) and, where labelled, `label` (path) and `annotated_labels` (label values drawn in that
+        scan; all where `dataset.json` does not say). Scans of one patient, such as CT and MRI under the same name in
+        two folders, land on the same side of every split. Where a folder has scans with and without labels, the latter
+        are a `folder` of their own, so that a split of all holds out the same labelled scans as a split of the labelled
+        ones.
 
     Raises:
         DataError: `class_names` that are no list; or one line for each fault: a folder without scans, a bad
@@ -87,12 +89,17 @@ def read_datalist(
             if without:
                 logger.warning("%s: %d of its %d scans have no label: left out", folder, len(without), len(listed))
         else:
-            others = {_path(folder, _image_of(entry)) for entry in without}
-            items += [
-                item | ({"folder": str(folder / UNLABELLED)} if item["image"] in others else {})
-                for item in items_of(folder, listed, 0, labelled, faults)
-            ]
+            items += items_to_split(folder, listed, faults)
     return checked(items, faults)
+
+
+def items_to_split(folder: Path, entries: Sequence[Any], faults: list[str] | None = None) -> list[dict[str, Any]]:
+    """The items of `read_datalist` for all entries of a folder, without their labels; appends to `faults`."""
+    others = {_path(folder, _image_of(entry)) for entry in _apart(folder, entries)[1]}
+    return [
+        item | ({"folder": str(folder / UNLABELLED)} if item["image"] in others else {})
+        for item in items_of(folder, entries, 0, False, [] if faults is None else faults)
+    ]
 
 
 def items_of(
@@ -160,7 +167,7 @@ def class_names_of(dataset_dir: Folders) -> list[str]:
         raise DataError(
             f"{file}: no such file, and it is needed for the names of the classes; write it with {LABELS_FORM}"
         )
-    labels = _read_json(file).get("labels")
+    labels = read_json(file).get("labels")
     if not isinstance(labels, Mapping):
         raise DataError(f'{file}: the key "labels" is missing or not an object; add {LABELS_FORM}')
     try:
@@ -218,7 +225,12 @@ def _folders(dataset_dir: Any) -> list[Path]:
     return list({os.path.realpath(Path(str(f)).expanduser()): Path(str(f)).expanduser() for f in dataset_dir}.values())
 
 
-def _read_json(file: Path) -> dict[str, Any]:
+def read_json(file: Path) -> dict[str, Any]:
+    """The object in a JSON file.
+
+    Raises:
+        DataError: it cannot be read, or holds something else.
+    """
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -270,13 +282,24 @@ def _listed_scans(folder: Path) -> list[Any]:
         raise DataError(f"{folder}: no such folder; check dataset_dir")
     file = folder / "dataset.json"
     if file.is_file():
-        content = _read_json(file)
+        content = read_json(file)
         if "training" not in content:
             raise DataError(f'{file}: the key "training" is missing; add {TRAINING_FORM}')
         entries = _entries(file, content, "training")
         if not entries:
             raise DataError(f'{file}: no scan found, the list "training" is empty; add {TRAINING_FORM}')
         return entries
+    return entries_of_files(folder)
+
+
+def entries_of_files(folder: Path) -> list[dict[str, str]]:
+    """The entries of a folder in the form of `dataset.json`, from its files alone; paths are relative to it.
+
+    Raises:
+        DataError: no NIfTI scan in it.
+    """
+    if not folder.is_dir():
+        raise DataError(f"{folder}: no such folder; check the path")
     images = _nifti_files(folder / "imagesTr") or _nifti_files(folder)
     if not images:
         others = _scans_inside(folder) or _scans_inside(folder / "imagesTr")
@@ -360,8 +383,8 @@ def _tell_not_listed(folder: Path, entries: Sequence[Any]) -> None:
     others = [image for image in _nifti_files(folder / "imagesTr") if case_name(image) not in listed]
     if others:
         logger.warning(
-            '%s: scans in imagesTr that it does not list are not used: %d, such as %s; add them to "training", without '
-            '"label" where they have none',
+            "%s: scans in imagesTr that it does not list are not used: %d, such as %s; add them with "
+            "scripts.dataset_json, or leave them",
             folder / "dataset.json",
             len(others),
             os.path.basename(others[0]),
@@ -376,7 +399,7 @@ def _scans_in(folder: Path) -> list[str]:
         raise DataError(f"{folder}: no such file or folder; check the path")
     file = folder / "dataset.json"
     if file.is_file():
-        content = _read_json(file)
+        content = read_json(file)
         if "training" not in content and "test" not in content:
             raise DataError(f'{file}: the keys "training" and "test" are missing; add {TRAINING_FORM}')
         entries = [entry for key in ("training", "test") if key in content for entry in _entries(file, content, key)]
@@ -427,6 +450,14 @@ def _item(folder: Path, entry: Any, num_classes: int, labelled: bool, faults: li
         faults.append(f"{image}: patient must be a name or a number but is {patient!r}; correct it or leave it out")
         return None
     item: dict[str, Any] = {"image": image, "case": case, "patient": str(patient), "folder": str(folder)}
+    if isinstance(entry, Mapping) and "part" in entry:
+        if entry["part"] not in GIVEN_PARTS:
+            faults.append(
+                f"{image}: part must be one of {', '.join(GIVEN_PARTS)} but is {entry['part']!r}; correct it or leave "
+                "it out"
+            )
+            return None
+        item["part"] = entry["part"]
     if not labelled:
         return item
     label = entry.get("label") if isinstance(entry, Mapping) else None

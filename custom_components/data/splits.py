@@ -32,8 +32,12 @@ def split_datalist(
     name. So the test part of one folder alone has no patient in common with the training or pre-training part of that
     folder together with any others. A scan that is added moves few others; with folds, many.
 
+    Where an item of a folder has a `part`, the parts of that folder are as its items say, and not by the hash: "test",
+    "validation", or "train" where an item has none. Folds do not look at them.
+
     Args:
-        datalist: items with `case`, `patient` where several cases are of one, and `folder` where there are several.
+        datalist: items with `case`, `patient` where several cases are of one, `folder` where there are several, and
+            `part` where it is given.
         part: "train", "validation", "test", "pretrain" (train and validation), or "all".
         split_seed: another seed, another split.
         test_fraction: held out of the n patients of each folder: `round(n * test_fraction)`; at least 1 of 3 or more
@@ -43,10 +47,14 @@ def split_datalist(
             out, so that each is a test patient in exactly one fold. None does not cross-validate.
         fold: which of the folds is held out, from 0.
 
+    Returns:
+        The items, without their `part`.
+
     Raises:
         InputError: unknown part, fractions that are negative or leave nothing for training, or a fold that does not
             exist.
-        DataError: no scan left in the part "train", "pretrain" or "test". An empty validation part is returned.
+        DataError: no scan left in the part "train", "pretrain" or "test", or items of one patient with different
+            `part`. An empty validation part is returned.
     """
     if part not in PARTS:
         raise InputError(f"part must be one of {', '.join(PARTS)} but is {part!r}")
@@ -62,9 +70,14 @@ def split_datalist(
     folders: dict[str, set[str]] = {}
     for item in datalist:
         folders.setdefault(str(item.get("folder", "")), set()).add(_patient(item))
+    given = {} if num_folds is not None else _given_parts(datalist)
     test: set[str] = set()
     validation: set[str] = set()
-    for patients in folders.values():
+    for folder, patients in folders.items():
+        if folder in given:
+            test.update(group_of[patient] for patient in patients if given[folder].get(patient) == "test")
+            validation.update(group_of[patient] for patient in patients if given[folder].get(patient) == "validation")
+            continue
         ranked = sorted(patients, key=lambda patient: (_digest(f"{split_seed}:{patient}"), patient))
         if num_folds is None:
             held_out = ranked[: _held_out(len(ranked), test_fraction)]
@@ -81,10 +94,15 @@ def split_datalist(
         "pretrain": lambda group: group not in test,
         "all": lambda group: True,
     }[part]
-    items = [dict(item) for item in datalist if wanted(group_of[_patient(item)])]
+    items = [
+        {key: value for key, value in item.items() if key != "part"}
+        for item in datalist
+        if wanted(group_of[_patient(item)])
+    ]
     if not items and part in ("train", "pretrain"):
         raise DataError(
-            f"No training scan left: {len(datalist)} scans, all held out; add scans or lower the fractions."
+            f"No training scan left: {len(datalist)} scans, all held out; add scans, lower the fractions, or correct "
+            'the "part" of entries in dataset.json.'
         )
     if not items and part == "test":
         raise DataError(
@@ -152,6 +170,20 @@ def _digest(text: str) -> str:
 
 def _held_out(count: int, fraction: float) -> int:
     return max(round(count * fraction), 1) if count >= 3 and fraction > 0 else 0
+
+
+def _given_parts(datalist: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, str]]:
+    """Folder -> patient -> the part that its items give, of the folders in which an item gives one."""
+    given: dict[str, dict[str, str]] = {}
+    for item in datalist:
+        if "part" in item:
+            parts = given.setdefault(str(item.get("folder", "")), {})
+            if parts.setdefault(_patient(item), item["part"]) != item["part"]:
+                raise DataError(
+                    f"{item.get('image', item['case'])}: has the part {item['part']} but another scan of the patient "
+                    f"{_patient(item)} has {parts[_patient(item)]}; give all scans of a patient the same"
+                )
+    return given
 
 
 def _patient(item: Mapping[str, Any]) -> str:

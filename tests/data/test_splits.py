@@ -240,3 +240,29 @@ def test_the_first_real_head_and_neck_scan_has_every_organ(real_data):
     train = split_datalist(read_datalist(real_data / "OpenKBP"), "train")
     for seed in range(3):
         assert few_label_subset(train, 1, seed)[0]["annotated_labels"] == [1, 2, 3, 4, 5, 6, 7]
+
+
+def test_parts_that_are_given_are_taken_and_do_not_move():
+    given = {3: "test", 7: "test", 1: "validation", 2: "train"}
+    items = [{**item, **({"part": given[i]} if i in given else {})} for i, item in enumerate(scans(12))]
+    assert cases(split_datalist(items, "test")) == ["case_003", "case_007"]
+    assert cases(split_datalist(items, "validation")) == ["case_001"]
+    assert len(split_datalist(items, "train")) == 9 and len(split_datalist(items, "pretrain")) == 10
+    assert not any("part" in item for item in split_datalist(items, "all"))
+    more = [*items, *({"case": f"new_{i}", "folder": "A"} for i in range(90))]
+    assert cases(split_datalist(more, "test", split_seed=5)) == ["case_003", "case_007"]
+    assert len(split_datalist(more, "test", num_folds=3)) == 34  # folds are those of the hash
+
+
+def test_parts_of_one_folder_bind_its_patients_in_the_others():
+    items = [{**item, "part": "test" if i < 4 else "train"} for i, item in enumerate(scans(10))]
+    other = scans(10, folder="B")
+    held_out = {item["case"] for item in split_datalist(other, "test")}
+    both = split_datalist([*items, *other], "test")
+    assert {item["case"] for item in both} == held_out | {f"case_{i:03d}" for i in range(4)}
+
+
+def test_a_patient_of_two_parts_is_a_fault():
+    items = [{"case": f"p_{i}", "patient": "p", "part": part} for i, part in enumerate(("train", "test"))]
+    with pytest.raises(DataError, match="p_1: has the part test but another scan of the patient p has train"):
+        split_datalist(items, "test")
