@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 import shutil
 from collections.abc import Mapping
@@ -14,7 +15,11 @@ from custom_components.errors import InputError
 from .checks import UNSAID, WORKFLOWS, name_fault
 from .packing import SIBLING
 
+logger = logging.getLogger(__name__)
+
 # what is said of the bundle that is copied and not of the new one; a release asks for each
+SEGMENTATION = "_segmentation"
+SIZES = {"spacing", "crop_size", "base_channels", "num_scales"}
 OWN_WORDS = ("name", "task", "description", "authors", "copyright", "data_source", "intended_use")
 README = """# {name}
 
@@ -31,6 +36,8 @@ Research only, not for clinical use.
 def new_bundle(source: Path, target: Path, settings: Mapping[str, Any], backbone: str | None = None) -> list[str]:
     """Write a copy of a bundle under another name, with its settings changed in every config that has them.
 
+    Configs of other sizes to merge on these, such as `low_resolution.json`, are left out where they would override it.
+
     In `metadata.json` the classes and channels follow the settings, version and changelog begin anew, and what is said
     of the copied bundle's data, authors and use is emptied, which a release refuses until it is filled in.
 
@@ -38,7 +45,7 @@ def new_bundle(source: Path, target: Path, settings: Mapping[str, Any], backbone
         source: folder of the bundle to copy; its weights and figures are not copied.
         target: folder of the new bundle, which must not exist.
         settings: name at the top of the configs -> value. With other `class_names`, `one_piece` is emptied where it is
-            not given.
+            not given, which is told.
         backbone: the pre-training bundle beside `target` whose weights its trainings start from; else that of `source`.
 
     Returns:
@@ -52,6 +59,9 @@ def new_bundle(source: Path, target: Path, settings: Mapping[str, Any], backbone
         raise InputError(f"{source}: is no bundle to copy; name one that has configs/train.json")
     if fault := name_fault(target.name):
         raise InputError(fault)
+    if source.name.endswith(SEGMENTATION) != target.name.endswith(SEGMENTATION):
+        verb = "ends" if source.name.endswith(SEGMENTATION) else "does not end"
+        raise InputError(f"{target.name}: the name of a bundle like {source.name} {verb} in {SEGMENTATION}; rename it")
     if target.exists():
         raise InputError(f"{target}: exists; give the new bundle another name")
     wanted = json.loads(json.dumps(dict(settings)))  # a tuple of a command line is a list in a config
@@ -61,8 +71,9 @@ def new_bundle(source: Path, target: Path, settings: Mapping[str, Any], backbone
         raise InputError(f"{unknown[0]}: is no setting of {source.name}; they are at the top of {training}")
     if isinstance(wanted.get("class_names"), str):  # a command line's single name
         wanted["class_names"] = [wanted["class_names"]]
-    if "class_names" in wanted and "one_piece" in known:
-        wanted.setdefault("one_piece", [])
+    if "class_names" in wanted and "one_piece" in known and "one_piece" not in wanted:
+        wanted["one_piece"] = []
+        logger.warning("one_piece: empty now; name those of your classes of which the largest component alone is kept")
     texts = {}
     for path in sorted((source / "configs").iterdir()):
         text = path.read_text()
@@ -70,6 +81,8 @@ def new_bundle(source: Path, target: Path, settings: Mapping[str, Any], backbone
             text = _with_settings(text, wanted, path)
         elif path.name == "metadata.json":
             text = _own_metadata(json.loads(text), wanted)
+        elif path.suffix == ".json" and SIZES & wanted.keys() & json.loads(text).keys():
+            continue
         texts[path.name] = SIBLING.sub(f"/../{backbone}/models/model.pt", text) if backbone else text
     if backbone and not any(SIBLING.search(text) for text in texts.values()):
         raise InputError(f"{source.name}: starts from no other bundle; leave out the backbone")

@@ -24,10 +24,12 @@ def configs_of(bundle):
 def test_every_bundle_can_be_copied_with_other_settings(name, tmp_path):
     settings = {"spacing": [2.0, 2.0, 3.0], "crop_size": [16, 16, 16], "base_channels": 8, "num_scales": 3}
     settings |= {"class_names": CLASSES} if name.endswith("segmentation") else {}
-    new_bundle(BUNDLES / name, tmp_path / "mine", settings)
-    before, after = configs_of(BUNDLES / name), configs_of(tmp_path / "mine")
+    mine = tmp_path / ("my_segmentation" if name.endswith("segmentation") else "mine")
+    new_bundle(BUNDLES / name, mine, settings)
+    before, after = configs_of(BUNDLES / name), configs_of(mine)
     metadata = after.pop("metadata.json")
-    assert after.keys() == before.keys() - {"metadata.json"}
+    # those of other sizes would override the settings
+    assert after.keys() == before.keys() - {"metadata.json", "paper.json", "low_resolution.json"}
     for file, config in after.items():
         expected = dict(before[file])
         if file in ("train.json", "evaluate.json", "inference.json"):
@@ -35,12 +37,14 @@ def test_every_bundle_can_be_copied_with_other_settings(name, tmp_path):
             expected |= {"one_piece": []} if "one_piece" in expected else {}
         assert config == expected, file
     if name.endswith("segmentation"):  # a single name, as a command line gives it
-        new_bundle(BUNDLES / name, tmp_path / "single", {"class_names": "Cyst"})
-        assert configs_of(tmp_path / "single")["train.json"]["class_names"] == ["Cyst"]
+        new_bundle(BUNDLES / name, tmp_path / "cyst_segmentation", {"class_names": "Cyst"})
+        assert configs_of(tmp_path / "cyst_segmentation")["train.json"]["class_names"] == ["Cyst"]
     channels = len(CLASSES) if "class_names" in settings else 32 * 3
     assert metadata["network_data_format"]["outputs"]["pred"]["num_channels"] == channels
-    check_network(tmp_path / "mine")
-    assert not (tmp_path / "mine" / "models").exists()
+    check_network(mine)
+    assert not (mine / "models").exists()
+    new_bundle(BUNDLES / name, mine.with_name(f"same_{mine.name}"), {})
+    assert configs_of(mine.with_name(f"same_{mine.name}")).keys() == before.keys()
 
 
 def test_a_copy_adopts_weights_and_is_released_once_its_metadata_is_filled_in(bundles, tmp_path):
@@ -67,8 +71,8 @@ def test_a_copy_adopts_weights_and_is_released_once_its_metadata_is_filled_in(bu
 
 
 def test_a_copy_can_start_from_another_backbone(tmp_path):
-    new_bundle(BUNDLES / SEGMENTER, tmp_path / "mine", {}, backbone="my_ssl")
-    text = (tmp_path / "mine" / "configs" / "train.json").read_text()
+    new_bundle(BUNDLES / SEGMENTER, tmp_path / "my_segmentation", {}, backbone="my_ssl")
+    text = (tmp_path / "my_segmentation" / "configs" / "train.json").read_text()
     assert "/../my_ssl/models/model.pt" in text and SSL not in text
 
 
@@ -77,9 +81,11 @@ def test_a_copy_can_start_from_another_backbone(tmp_path):
     [
         ("nothing", "mine", {}, None, "is no bundle to copy"),
         (SEGMENTER, "Mine", {}, None, "small letters"),
-        (SEGMENTER, SSL, {}, None, "exists; give the new bundle another name"),
-        (SEGMENTER, "mine", {"spacings": [1, 1, 1]}, None, "spacings: is no setting of hippocampus"),
-        (SEGMENTER, "mine", {"optimizer": 1}, None, "optimizer: is more than a value"),
+        (SEGMENTER, SEGMENTER, {}, None, "exists; give the new bundle another name"),
+        (SEGMENTER, "mine", {}, None, "the name of a bundle like hippocampus_mri_segmentation ends in _segmentation"),
+        (SSL, "my_segmentation", {}, None, "does not end in _segmentation"),
+        (SEGMENTER, "a_segmentation", {"spacings": [1, 1, 1]}, None, "spacings: is no setting of hippocampus"),
+        (SEGMENTER, "a_segmentation", {"optimizer": 1}, None, "optimizer: is more than a value"),
         (SSL, "mine", {}, "other", "starts from no other bundle"),
     ],
 )
