@@ -24,6 +24,7 @@ from custom_components.evidence import (
     intensities_of_rows,
     make_cells,
     pretrain_rows,
+    reference_of,
     require_all,
     require_configs,
     run_cells,
@@ -94,7 +95,7 @@ def ablation(
     cells = make_cells(folder, backbones, counts, as_list(heads), subsets, intensities, merged)
     common = {"dataset_dir": dataset_dir, **settings}
     failed = run_cells(cells, output, common, training, jobs, scored_scans(folder, common))
-    print(summary_table(write_results(cells, output)))
+    print(summary_table(write_results(cells, output), reference_of(cells)))
     require_all(failed, cells, output)
 
 

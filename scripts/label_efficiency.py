@@ -14,6 +14,7 @@ from typing import Any
 import fire
 from monai.bundle import ConfigParser
 
+from custom_components.delivery import file_digest
 from custom_components.errors import InputError
 from custom_components.evidence import (
     UNTRAINED,
@@ -22,6 +23,7 @@ from custom_components.evidence import (
     check_settings,
     label_efficiency_figure,
     make_cells,
+    reference_of,
     require_all,
     run_cells,
     scored_scans,
@@ -52,8 +54,9 @@ def label_efficiency(
 ) -> None:
     """Train and score every backbone with every head, number of labelled scans and seed; go on where it was stopped.
 
-    Writes cases.csv (a row a training, case and class), summary.csv (means, 95% intervals, differences to scratch),
-    label_efficiency.png and .svg; the trainings themselves are under runs/.
+    Writes cases.csv (a row a training, case and class), summary.csv (means, 95% intervals, differences to scratch, or
+    to the untrained backbone where nothing is fine-tuned), label_efficiency.png and .svg; the trainings themselves are
+    under runs/.
 
     Args:
         output_dir: folder for everything.
@@ -83,7 +86,15 @@ def label_efficiency(
     files: dict[str, str | None] = {UNTRAINED: None, **(backbones or {})}
     released = _released_backbone(folder)
     if released.is_file() and "released" not in files:
-        files["released"] = str(released)
+        same = [
+            name
+            for name, file in files.items()
+            if file and Path(file).is_file() and file_digest(Path(file)) == file_digest(released)
+        ]
+        if same:
+            print(f"{same[0]} is the released backbone, which is not trained a second time")
+        else:
+            files["released"] = str(released)
     check_settings(folder, [*settings, *(name for own in (backbone_settings or {}).values() for name in own)])
     counts = as_counts(num_labelled)
     subsets, merged = [int(seed) for seed in as_list(seeds)], as_list(training_overrides)
@@ -98,7 +109,7 @@ def label_efficiency(
         figure = label_efficiency_figure(summary, bundle)
         for suffix in ("png", "svg"):
             figure.savefig(output / f"label_efficiency.{suffix}", dpi=150)
-    print(summary_table(summary))
+    print(summary_table(summary, reference_of(cells)))
     require_all(failed, cells, output)
 
 

@@ -18,7 +18,15 @@ from .grid import (
     training_settings,
     warn_of_seen_by_backbones,
 )
-from .report import figures_of, markdown_table, require_all, summary_table, with_tables, write_results
+from .report import (
+    figures_of,
+    markdown_table,
+    reference_of,
+    require_all,
+    summary_table,
+    with_tables,
+    write_results,
+)
 from .statistics import CASE_COLUMNS, SUMMARY_COLUMNS, case_rows, read_cases, summarise
 
 __all__ = [
@@ -42,6 +50,7 @@ __all__ = [
     "markdown_table",
     "pretrain_rows",
     "read_cases",
+    "reference_of",
     "require_all",
     "require_configs",
     "run_cells",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -22,7 +23,10 @@ from custom_components.delivery import file_digest
 from custom_components.errors import InputError
 from custom_components.metrics import warn_of_seen
 
+logger = logging.getLogger(__name__)
+
 UNTRAINED = "untrained"
+FEW_SCANS = 5
 # what a training's `model.json` says that is another in every cell, or does not decide on the scores
 OF_ONE_CELL = set("sha256 data scans cases seen_scans crop_ratios num_labelled seed selection".split())
 OF_ONE_CELL |= set(
@@ -272,8 +276,8 @@ def make_cells(
             step.
 
     Raises:
-        InputError: an unknown head or config, a weight file that is not there, settings of a backbone that is not among
-            them.
+        InputError: an unknown head or config, a weight file that is not there, the same one under two names, settings
+            of a backbone that is not among them.
     """
     heads = list(heads)
     check_heads(heads)
@@ -281,6 +285,12 @@ def make_cells(
     for name, file in files.items():
         if file is not None and not file.is_file():
             raise InputError(f"{file}: no such weight file, for the backbone {name}; train or download it")
+    named: dict[tuple[str, str], str] = {}
+    for name, file in files.items():
+        # the same weights with other settings may be another backbone
+        what = ("" if file is None else file_digest(file), json.dumps((settings or {}).get(name, {}), default=str))
+        if (other := named.setdefault(what, name)) != name:
+            raise InputError(f"backbones: {other} and {name} are the same weights; name them once")
     strange = sorted(set(settings or {}) - set(files))
     if strange:
         raise InputError(f"backbone_settings: must be of {', '.join(files)} but {', '.join(strange)} came")
@@ -324,6 +334,12 @@ def run_cells(
         InputError: a cell's folder holds a training with other settings or weights, or scores of other scans, as where
             scans were added; nothing is run then.
     """
+    if 0 < len(held_out) < FEW_SCANS:
+        logger.warning(
+            "%d held-out scans are few to tell backbones apart: the difference of two trainings is known to no better "
+            "than about 0.05 then; add labelled scans, or hold out more of them (scripts.dataset_json)",
+            len(held_out),
+        )
     for cell in cells:
         made_of = cell.made_of(settings, (training or {}).get(cell.head, {}))
         require_same(cell.folder(output_dir), {**made_of, "held_out_scans": digest_of_cases(held_out)})

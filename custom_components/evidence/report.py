@@ -11,32 +11,37 @@ from typing import Any
 from custom_components.errors import InputError
 from custom_components.metrics import write_csv
 
-from .grid import Cell, differing_recipes
+from .grid import UNTRAINED, Cell, differing_recipes
 from .statistics import CASE_COLUMNS, SUMMARY_COLUMNS, case_rows, read_cases, summarise
 
 logger = logging.getLogger(__name__)
 
 
+def reference_of(cells: Sequence[Cell]) -> str | None:
+    """What differences are to: training from scratch (None), or the untrained backbone where nothing is fine-tuned."""
+    return None if any(cell.head == "finetune" for cell in cells) else UNTRAINED
+
+
 def write_results(cells: Sequence[Cell], output_dir: Path) -> list[dict[str, Any]]:
     """Write `cases.csv`, a row a training, case and class, and `summary.csv`; returns the summary's rows.
 
-    Warns of cells whose recipes differ.
+    Warns of cells whose recipes differ. Differences are to `reference_of` the cells.
     """
     for sentence in differing_recipes(cells, output_dir):
         logger.warning(sentence)
     rows = case_rows(cells, output_dir)
-    summary = summarise(rows)
+    summary = summarise(rows, reference_of(cells))
     write_csv(output_dir / "cases.csv", CASE_COLUMNS, rows)
     write_csv(output_dir / "summary.csv", SUMMARY_COLUMNS, summary)
     return summary
 
 
-def summary_table(summary: Sequence[dict[str, Any]]) -> str:
-    """The summary as lines of text."""
+def summary_table(summary: Sequence[dict[str, Any]], reference: str | None = None) -> str:
+    """The summary as lines of text; `reference` as in `markdown_table`."""
     width = max([len("backbone"), *(len(row["backbone"]) for row in summary)]) + 2
     lines = [
         f"{'backbone':<{width}}{'head':<18}{'labels':>7}{'seeds':>7}{'Dice':>8}  {'95% interval':<16}"
-        "difference to scratch"
+        f"difference to {reference or 'scratch'}"
     ]
 
     for row in sorted(summary, key=_order):

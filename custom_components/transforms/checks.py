@@ -18,6 +18,7 @@ logger = logging.getLogger(__name__)
 # a CT has air in or around the patient (-1000 HU), and even a crop without any has fat (-100 HU) with noise; an MRI has
 # at most the few negative values of a z-score or of resampling
 LOWEST_OF_CT_HU = -200.0
+LOWEST_OF_MRI = -500.0
 # of a label that was stored with a scale factor: half a step where 0 to 255 stand for 15 classes
 ROUNDING = 0.03
 
@@ -37,7 +38,8 @@ class CheckScan(Transform):
     Args:
         channels: the number of channels C that the image must have.
         modality: "CT" also checks that the values can be HU, and warns where they look like those of an MRI (none is
-            below -200, while the air around and in a patient has about -1000 HU); None or "MRI" does not.
+            below -200, while the air around and in a patient has about -1000 HU); "MRI" warns where they look like HU
+            (one is below -500); None does neither.
 
     Raises:
         InputError: (a ValueError) one sentence with the file's name, what was expected, what came and what to do, where
@@ -80,6 +82,12 @@ class CheckScan(Transform):
             raise InputError(
                 f"{name}: a scan with contrast was expected but every voxel has the value {low.item():g}; "
                 "export the scan again or remove the file"
+            )
+        if self.modality == "MRI" and low < LOWEST_OF_MRI:
+            logger.warning(
+                "%s: an MRI was expected but the lowest value is %g, as of air in CT; if it is a CT use a bundle for CT",
+                name,
+                low,
             )
         if self.modality == "CT" and low > LOWEST_OF_CT_HU:
             if low >= 0 and high <= 255:

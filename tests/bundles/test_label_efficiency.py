@@ -2,9 +2,9 @@
 
 import csv
 import json
-import shutil
 
 import pytest
+import torch
 
 from custom_components.data import read_datalist, split_datalist
 from custom_components.metrics import seen_scans
@@ -20,13 +20,15 @@ def test_a_grid_is_trained_scored_drawn_and_not_trained_again(
 ):
     settings = {**SMALL, **CLASSES, "dataset_dir": str(mri_phantoms), "output_dir": str(tmp_path), "num_labelled": 2}
     held_out = split_datalist(read_datalist(mri_phantoms), "test")
-    shutil.copy(pretrained / "model.pt", tmp_path)
+    state = torch.load(pretrained / "model.pt", weights_only=True)
+    torch.save({key: value * 1.01 for key, value in state.items()}, tmp_path / "model.pt")
     (tmp_path / "model.json").write_text(json.dumps({"seen_scans": seen_scans(held_out)}))
     grid = {"backbones": {"ours": str(tmp_path / "model.pt"), "released": str(pretrained / "model.pt")}, "seeds": 0}
     steps = {"finetune": 2}
     label_efficiency(**settings, **grid, heads=["linear", "finetune"], steps=steps, jobs=2)
     (message,) = [message for message in caplog.messages if "have the names of scans" in message]
     assert message.startswith(f"{tmp_path / 'model.pt'}: 1 of the 1 scans")
+    assert any(message.startswith("1 held-out scans are few") for message in caplog.messages)
     with open(tmp_path / "cases.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert list(rows[0]) == "bundle backbone head num_labelled seed case class dice hd95_mm".split()

@@ -20,6 +20,7 @@ from custom_components.evidence import (
     label_efficiency_figure,
     make_cells,
     read_cases,
+    reference_of,
     run_cells,
     summarise,
     summary_table,
@@ -306,6 +307,23 @@ def test_a_grid_that_cannot_be_run_is_refused(tmp_path):
             {},
             ["weak_augmentation"],
         )
+
+
+def test_the_same_weights_are_not_trained_twice(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.pt").write_bytes(b"same")
+    files = {name: str(tmp_path / f"{name}.pt") for name in ("a", "b")}
+    with pytest.raises(InputError, match="backbones: a and b are the same weights; name them once"):
+        make_cells(SEGMENTER, files, [1], ["linear"], [0])
+    assert len(make_cells(SEGMENTER, files, [1], ["linear"], [0], {"b": {"spacing": [2, 2, 2]}})) == 2
+
+
+def test_differences_are_to_scratch_or_to_the_untrained_backbone_where_nothing_is_fine_tuned():
+    linear, tuned = (make_cells(SEGMENTER, {UNTRAINED: None}, [1], [head], [0]) for head in ("linear", "finetune"))
+    assert reference_of(linear) == UNTRAINED and reference_of([*linear, *tuned]) is None
+    rows = rows_of("ours", "linear", 0.03) + rows_of(UNTRAINED, "linear", 0.0)
+    table = summary_table(summarise(rows, UNTRAINED), UNTRAINED)
+    assert "difference to untrained" in table and "+0.030 (+0.030 to +0.030)" in table
 
 
 def test_configs_are_merged_where_a_head_is_trained_step_by_step(tmp_path):

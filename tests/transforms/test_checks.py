@@ -96,6 +96,13 @@ def test_an_mri_with_a_few_negative_values_is_warned_of_too(low, high, caplog):
     )
 
 
+def test_a_ct_given_as_mri_is_warned_of(caplog):
+    CheckScan()(ct(-1000, 1500))
+    assert not caplog.records
+    CheckScan(modality="MRI")(ct(-1000, 1500), name="case_3")
+    assert "case_3: an MRI was expected but the lowest value is -1000" in caplog.text and "bundle for CT" in caplog.text
+
+
 def test_real_ct_scans_are_not_warned_of(real_data, caplog):
     check = CheckScan(modality="CT")
     for folder in ("SoftTissueSarcoma_CT/imagesTr", "Unlabelled/CT"):
