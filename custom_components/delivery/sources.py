@@ -53,10 +53,13 @@ class Source:
         except UnicodeDecodeError as error:
             raise SourceError(f"{address}: is not a list of checksums; check the source") from error
         except OSError as error:  # URLError is one too
-            raise Unreachable(
-                f"{address}: cannot be read ({reason_of(error)}); check the connection and the proxy (HTTPS_PROXY), or "
-                "pass another --source or set DENSE_SSL_SOURCE"
-            ) from error
+            if self.is_remote:
+                advice = (
+                    "check the connection and the proxy (HTTPS_PROXY), or pass another --source or set DENSE_SSL_SOURCE"
+                )
+            else:
+                advice = "pass the folder that scripts.release wrote, with its releases and this list of them"
+            raise Unreachable(f"{address}: cannot be read ({reason_of(error)}); {advice}") from error
         entries = [re.fullmatch(r"([0-9a-f]{64}) [ *]([\w.-]+)", line) for line in text.splitlines() if line.strip()]
         if not entries or not all(entries):
             raise SourceError(f"{address}: is not a list of checksums as sha256sum writes it; check the source")

@@ -85,7 +85,7 @@ class CheckScan(Transform):
             )
         if self.modality == "MRI" and low < LOWEST_OF_MRI:
             logger.warning(
-                "%s: an MRI was expected but the lowest value is %g, as of air in CT; if it is a CT use a bundle for CT",
+                "%s: an MRI was expected but the lowest value is %g, as of air in CT; if it is one use a bundle for CT",
                 name,
                 low,
             )

@@ -194,6 +194,8 @@ def test_what_a_source_has_not_is_told(server, tmp_path):
     with pytest.raises(Unreachable, match="SHA256SUMS: cannot be read .HTTP 404"):
         server.folder = tmp_path
         download_bundle(SSL, source=server.url)
+    with pytest.raises(Unreachable, match="SHA256SUMS: cannot be read .*; pass the folder that scripts.release wrote"):
+        download_bundle(SSL, source=str(tmp_path))
     (tmp_path / "SHA256SUMS").write_text("<html>")
     with pytest.raises(SourceError, match="is not a list of checksums"):
         download_bundle(SSL, source=server.url)
