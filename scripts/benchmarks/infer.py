@@ -91,7 +91,7 @@ def check_equal(settings: Settings, shape: Sequence[int] = (56, 48, 40)) -> None
 def run(settings: Settings) -> Iterator[Row]:
     """Time and memory of a scan."""
     check_equal(settings)
-    shape = (72, 72, 72) if settings.quick else (128, 128, 96)
+    shape = (48, 48, 48) if settings.quick else (128, 128, 96)
     size = "{} x {} x {} voxels".format(*shape)
     calls = volume_call(settings, "ours", shape), volume_call(settings, "reference", shape)
     shapes = [tuple(call().shape[-3:]) for call in calls]

@@ -48,7 +48,7 @@ def test_a_section_writes_its_figures_beside_those_of_the_reference(section, tmp
 def test_growth_tells_each_size(tmp_path):
     benchmark("growth", quick=True, device="cpu", threads=1, json=str(tmp_path / "rows.json"))
     names = [row["name"] for row in json.loads((tmp_path / "rows.json").read_text())]
-    assert {"growth/infer_time_64", "growth/infer_memory_96", "growth/pipeline_time_1"} <= set(names)
+    assert {"growth/infer_time_48", "growth/infer_memory_48", "growth/pipeline_time_1"} <= set(names)
     assert "growth/pipeline_memory_10" in names
 
 
