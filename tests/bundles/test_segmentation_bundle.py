@@ -10,7 +10,8 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from custom_components import load_backbone
-from custom_components.data import PHANTOM_CLASSES
+from custom_components.data import PHANTOM_CLASSES, case_name
+from custom_components.data.dataset_json import write_dataset_json
 from custom_components.delivery import file_digest
 
 from .conftest import CLASSES, SHORT, SMALL
@@ -226,6 +227,23 @@ def test_a_class_that_is_not_annotated_is_not_scored(run_bundle, mri_phantoms, s
     for row in rows_of(tmp_path / "scores" / "metrics.csv"):
         annotated = row["class"] in (PHANTOM_CLASSES[0], PHANTOM_CLASSES[2])
         assert (row["dice"] != "") == annotated and (row["hd95_mm"] != "") == annotated
+
+
+def test_the_parts_that_dataset_json_gives_are_those_that_are_trained_on_and_scored(
+    run_bundle, mri_phantoms, pretrained, tmp_path
+):
+    for folder in ("imagesTr", "labelsTr"):
+        (tmp_path / folder).symlink_to(mri_phantoms / folder)
+    listing = write_dataset_json(tmp_path, CLASSES["class_names"])
+    cases = [case_name(entry["image"]) for entry in listing["training"]]
+    for entry, part in zip(listing["training"], ["train", "train", "test", "test", "test", "validation"]):
+        entry["part"] = part
+    (tmp_path / "dataset.json").write_text(json.dumps(listing))
+    settings = {**SMALL, **CLASSES, "dataset_dir": tmp_path, "output_dir": tmp_path / "out"}
+    run_bundle(BUNDLE, "train", run_id="quick_probe", pretrained=pretrained / "model.pt", **settings)
+    assert json.loads((tmp_path / "out" / "model.json").read_text())["scans"] == 2
+    run_bundle(BUNDLE, "evaluate", weights=tmp_path / "out" / "model.pt", **settings)
+    assert {row["case"] for row in rows_of(tmp_path / "out" / "metrics.csv")} == set(cases[2:5])
 
 
 def test_inference_writes_a_label_on_the_grid_of_every_scan(run_bundle, mri_phantoms, segmenter, tmp_path):
