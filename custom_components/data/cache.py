@@ -72,7 +72,7 @@ def _stamp(path: str) -> list[Any]:
     """What changes when a file does, or any file of a folder."""
     files = sorted(entry.path for entry in os.scandir(path) if entry.is_file()) if os.path.isdir(path) else [path]
     stats = [(file, os.stat(file)) for file in files]
-    return [[os.path.abspath(file), stat.st_size, stat.st_mtime_ns] for file, stat in stats]
+    return [[os.path.realpath(file), stat.st_size, stat.st_mtime_ns] for file, stat in stats]
 
 
 class CacheError(InputError):

@@ -70,7 +70,7 @@ def split_datalist(
     folders: dict[str, set[str]] = {}
     for item in datalist:
         folders.setdefault(str(item.get("folder", "")), set()).add(_patient(item))
-    given = {} if num_folds is not None else _given_parts(datalist)
+    given = {} if num_folds is not None else given_parts(datalist)
     test: set[str] = set()
     validation: set[str] = set()
     for folder, patients in folders.items():
@@ -105,9 +105,9 @@ def split_datalist(
             'the "part" of entries in dataset.json.'
         )
     if not items and part == "test":
+        advice = 'give one "part": "test" in dataset.json' if given else "3 are the fewest that are split: add scans"
         raise DataError(
-            f"No scan is held out for testing: {len(datalist)} scans, and 3 are the fewest that are split; "
-            'add scans or take the part "all".'
+            f'No scan is held out for testing: {len(datalist)} scans, and {advice}, or take the part "all".'
         )
     return items
 
@@ -172,8 +172,12 @@ def _held_out(count: int, fraction: float) -> int:
     return max(round(count * fraction), 1) if count >= 3 and fraction > 0 else 0
 
 
-def _given_parts(datalist: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, str]]:
-    """Folder -> patient -> the part that its items give, of the folders in which an item gives one."""
+def given_parts(datalist: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, str]]:
+    """Folder -> patient -> the part that its items give, of the folders in which an item gives one.
+
+    Raises:
+        DataError: items of one patient with different parts.
+    """
     given: dict[str, dict[str, str]] = {}
     for item in datalist:
         if "part" in item:
@@ -181,7 +185,8 @@ def _given_parts(datalist: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, s
             if parts.setdefault(_patient(item), item["part"]) != item["part"]:
                 raise DataError(
                     f"{item.get('image', item['case'])}: has the part {item['part']} but another scan of the patient "
-                    f"{_patient(item)} has {parts[_patient(item)]}; give all scans of a patient the same"
+                    f"{_patient(item)} has {parts[_patient(item)]}; give all scans of a patient the same in "
+                    "dataset.json, or remove the file to split anew"
                 )
     return given
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import increment_version
 
 
 class FusedAdam(torch.optim.Adam):
@@ -22,12 +23,17 @@ class FusedAdam(torch.optim.Adam):
         super().__init__(params, lr, fused=True, **kwargs)
         self._aligned = True
         self.register_step_pre_hook(FusedAdam._align)
+        self.register_step_post_hook(FusedAdam._count_change)
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:  # type: ignore[override]
         # the state's own settings would turn it off, and mixed precision would then fail
         groups = [{**group, "fused": True, "foreach": None} for group in state_dict["param_groups"]]
         super().load_state_dict({**state_dict, "param_groups": groups})
         self._aligned = False
+
+    def _count_change(self, args: Any = (), kwargs: Any = None) -> None:
+        """Tell that the parameters have changed, which the kernel does not: `FastNetworks` would keep its old copy."""
+        increment_version([parameter for group in self.param_groups for parameter in group["params"]])
 
     @torch.no_grad()
     def _align(self, args: Any = (), kwargs: Any = None) -> None:

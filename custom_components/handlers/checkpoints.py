@@ -110,6 +110,9 @@ class LastCheckpoint:
 
     def attach(self, engine: Any) -> None:
         self.save_dict["trainer"] = engine
+        scaler = getattr(engine, "scaler", None)  # of float16; one that is not in use has no state
+        if scaler is not None and scaler.is_enabled():
+            self.save_dict["scaler"] = scaler
         engine.add_event_handler(Events.STARTED, self.load)
         engine.add_event_handler(Events.EPOCH_COMPLETED(every=self.interval), self.save)
         engine.add_event_handler(Events.COMPLETED, self.save)
@@ -195,6 +198,8 @@ class LastCheckpoint:
                 "training; raise max_steps, or use another output_dir or --resume False"
             )
         for name, item in self.save_dict.items():
+            if name == "scaler" and not state.get(name):  # a checkpoint of a CPU, or of bfloat16
+                continue
             content = state[name]
             if isinstance(item, torch.optim.lr_scheduler.LRScheduler):
                 # the position in the schedule; its length is this training's

@@ -74,7 +74,7 @@ class SegmentationScores(Metric):
 
     def reset(self) -> None:
         self.rows: list[dict[str, Any]] = []
-        self.drawn: list[tuple[str, set[str]]] = []  # a case, and the annotated classes that have voxels in it
+        self.drawn: list[tuple[str, set[str], set[str]]] = []  # a case, its annotated classes, those that have voxels
 
     def iteration_completed(self, engine: Any) -> None:
         for item, output in zip(engine.state.batch, engine.state.output):
@@ -98,14 +98,15 @@ class SegmentationScores(Metric):
         affine = np.asarray(getattr(output["label"], "affine", np.eye(4)), dtype=float)
         spacing = np.linalg.norm(affine[:3, :3], axis=0)
         annotated = output.get("annotated")
-        self.drawn.append((output["case"], set()))
+        self.drawn.append((output["case"], set(), set()))
         for k, name in enumerate(self.class_names):
             row: dict[str, Any] = {"case": output["case"], "class": name, "dice": None, "hd95_mm": None}
             if annotated is None or annotated[k]:
                 masks = prediction == k + 1, truth == k + 1
                 row["dice"] = dice_score(*masks)
+                self.drawn[-1][1].add(name)
                 if masks[1].any():
-                    self.drawn[-1][1].add(name)
+                    self.drawn[-1][2].add(name)
                 if self.hausdorff:
                     row["hd95_mm"] = hausdorff_95(*masks, spacing)
             self.rows.append(row)
@@ -129,22 +130,27 @@ class SegmentationScores(Metric):
 
     def _tell_undrawn(self) -> None:
         """Warn where a score says nothing of the network: what is found in an empty label has Dice 0."""
-        empty = [case for case, classes in self.drawn if not classes]
-        absent = [name for name in self.class_names if not any(name in classes for _, classes in self.drawn)]
+        scored = [entry for entry in self.drawn if entry[1]]
+        empty = [case for case, _, shown in scored if not shown]
+        absent = [
+            name
+            for name in self.class_names
+            if any(name in classes for _, classes, _ in scored) and not any(name in shown for _, _, shown in scored)
+        ]
         if empty:
             logger.warning(
                 "%d of %d scored scans have a label without any voxel of a class, such as %s: what is found there has "
                 "Dice 0; remove labels that were never drawn",
                 len(empty),
-                len(self.drawn),
+                len(scored),
                 empty[0],
             )
-        if absent and len(empty) < len(self.drawn):
+        if absent and len(empty) < len(scored):
             logger.warning(
                 "%s: no voxel in any of the %d scored scans: its Dice is 0 where it is found, and says nothing; score "
                 "scans that show it",
                 ", ".join(absent),
-                len(self.drawn),
+                len(scored),
             )
 
     def completed(self, engine: Any, name: str) -> None:

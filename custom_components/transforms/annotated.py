@@ -52,22 +52,35 @@ def tell_undrawn_classes(dataset: Any, class_names: Sequence[str]) -> None:
         dataset: the training scans, a `MemoryMappedDataset` with `annotated` and `class_indices` (see `ClassIndicesd`).
         class_names: K names, of label values 1 to K.
     """
-    items = [dataset.prepared(index) for index in range(len(dataset))]
-    drawn = [(item["class_indices"][1:, 0] >= 0) & (item["annotated"] > 0) for item in items]
+    shown, annotated = torch.zeros(2, len(dataset), len(class_names), dtype=torch.bool)
+    empty = []
+    for index in range(len(dataset)):
+        item = dataset.prepared(index)  # not kept: its memory maps are open files
+        # the table has no column where nothing at all has a voxel
+        shown[index] = (item["class_indices"][1:] >= 0).any(1)
+        annotated[index] = item["annotated"] > 0
+        if not shown[index].any():
+            empty.append(str(item.get("case", "one")))
     for k, name in enumerate(class_names):
-        if drawn and not any(shown[k] for shown in drawn):
+        if len(dataset) and not annotated[:, k].any():
             logger.warning(
-                "%s: has no voxel in any of the %d training scans and cannot be learnt; correct their labels, or leave "
-                "it out of class_names",
+                "%s: is not among the annotated_labels of any of the %d training scans and cannot be learnt; correct "
+                "them, or leave it out of class_names",
                 name,
-                len(items),
+                len(dataset),
             )
-    empty = [str(item.get("case", "one")) for item, shown in zip(items, drawn) if not shown.any()]
+        elif len(dataset) and not (shown & annotated)[:, k].any():
+            logger.warning(
+                "%s: has no voxel in any of the %d training scans where it is annotated and cannot be learnt; correct "
+                "their labels, or leave it out of class_names",
+                name,
+                int(annotated[:, k].sum()),
+            )
     if empty:
         logger.warning(
             "%d of %d training scans have a label without any voxel of a class, such as %s: right where none of "
             "them is in view; else remove the label",
             len(empty),
-            len(items),
+            len(dataset),
             empty[0],
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 import re
+import unicodedata
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
@@ -52,9 +53,15 @@ _letters = _any_of([form(word) for word in OTHER_LETTERS for form in (str.lower,
 SIDE = re.compile(
     rf"Left|Right|LEFT|RIGHT|(?<![A-Za-z])(?:left|right)|(?:{_first})(?![a-z])|(?:{_capitals})(?![A-Z])"
     rf"|(?<![A-Za-z])(?:{_small})(?![a-z])|(?<![^\W_])(?:{_letters})(?![^\W_])"
+    # LKidney, KidneyL: no sign of a side alone
+    r"|(?P<joined>(?<![A-Za-z])[LR](?=[A-Z][a-z])|(?<=[a-z])[LR](?![A-Za-z]))"
 )
-# of the heart, whose sides are not each other's mirror image
-CHAMBER = re.compile(r"ventric|atri|auric|heart|cardi|pulmon", re.IGNORECASE)
+# of the heart, whose sides are not each other's mirror image; pulmon is the lung in Spanish
+CHAMBER = re.compile(
+    "ventric|ventrik|atri|auric|oreillette|vorhof|kammer|heart|cardi|herz|coeur|corazon|coracao|cuore|coronar"
+    "|pulmona|polmona",
+    re.IGNORECASE,
+)
 
 
 def mirrored_pairs(class_names: Sequence[str]) -> list[list[str]]:
@@ -68,7 +75,7 @@ def mirrored_pairs(class_names: Sequence[str]) -> list[list[str]]:
     paired: set[str] = set()
     for index, name in enumerate(class_names):
         others = [other for other in class_names[index + 1 :] if other in _other_sides(name) and other not in paired]
-        if others and name not in paired and CHAMBER.search(name) is None:
+        if others and name not in paired and CHAMBER.search(_without_accents(name)) is None:
             pairs.append([name, others[0]])
             paired.update(pairs[-1])
     return pairs
@@ -79,12 +86,16 @@ def _other_sides(name: str, words: Mapping[str, Sequence[str]] = OTHER_WORDS | O
     parts, last = [[""]], 0
     for match in SIDE.finditer(name):
         text = match[0]
-        others = words.get(text.lower(), [])
+        others = [] if match["joined"] and words is SURELY_SIDES else words.get(text.lower(), [])
         like = str.upper if text.isupper() else str.capitalize if text[0].isupper() else str.lower
         if others:
             parts += [[name[last : match.start()]], [like(other) for other in others]]
             last = match.end()
     return ["".join((*chosen, name[last:])) for chosen in itertools.product(*parts)] if last else []
+
+
+def _without_accents(name: str) -> str:
+    return "".join(letter for letter in unicodedata.normalize("NFKD", name) if not unicodedata.combining(letter))
 
 
 def told_pairs(pairs: Sequence[Sequence[str]]) -> str:

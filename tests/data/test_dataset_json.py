@@ -1,4 +1,5 @@
 import json
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
@@ -74,6 +75,36 @@ def test_scans_that_are_added_or_removed_move_no_other(folder):
     of_known = after[str(folder / "imagesTr" / "p03_s9.nii.gz")]
     assert len(new) == 31 and of_known == before[str(folder / "imagesTr" / "p03_s1.nii.gz")]
     assert {part for image, part in new.items() if "p03" not in image} == {"train"}
+
+
+def test_a_patient_that_was_found_once_is_found_again(folder):
+    write_dataset_json(folder, ["Liver"], "(.*)_s")
+    before = parts_of(folder, class_names=["Liver"])
+    tested = next(image for image, part in before.items() if part == "test")
+    name = f"{Path(tested).name.split('_')[0]}_s7.nii.gz"
+    add(folder, name)
+    write_dataset_json(folder)
+    assert parts_of(folder)[str(folder / "imagesTr" / name)] == "test"
+
+
+def test_scans_of_one_patient_that_were_split_apart_are_refused_and_nothing_moves(folder):
+    write_dataset_json(folder, ["Liver"])
+    text = (folder / "dataset.json").read_text()
+    with pytest.raises(DataError, match="give all scans of a patient the same .* or remove the file to split anew"):
+        write_dataset_json(folder, patient="(.*)_s")
+    assert (folder / "dataset.json").read_text() == text
+
+
+def test_scans_elsewhere_stay_and_labels_that_are_gone_go(folder):
+    content = write_dataset_json(folder, ["Liver"])
+    (folder / "imagesB").mkdir()
+    (folder / "imagesTr" / "p24_s1.NII.GZ").rename(folder / "imagesB" / "p24_s1.nii.gz")
+    content["training"][-1]["image"] = "./imagesB/p24_s1.nii.gz"
+    (folder / "dataset.json").write_text(json.dumps(content))
+    (folder / "labelsTr" / "p00_s1.nii.gz").unlink()
+    after = write_dataset_json(folder)["training"]
+    assert after[-1] == content["training"][-1] and len(after) == 29
+    assert "label" not in after[0] and after[0]["part"] == content["training"][0]["part"]
 
 
 def test_two_scans_are_no_split(tmp_path):

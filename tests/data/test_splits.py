@@ -262,6 +262,12 @@ def test_parts_of_one_folder_bind_its_patients_in_the_others():
     assert {item["case"] for item in both} == held_out | {f"case_{i:03d}" for i in range(4)}
 
 
+def test_no_part_for_the_test_is_told_as_that():
+    items = [{**item, "part": "train"} for item in scans(7)]
+    with pytest.raises(DataError, match='give one "part": "test" in dataset.json'):
+        split_datalist(items, "test")
+
+
 def test_a_patient_of_two_parts_is_a_fault():
     items = [{"case": f"p_{i}", "patient": "p", "part": part} for i, part in enumerate(("train", "test"))]
     with pytest.raises(DataError, match="p_1: has the part test but another scan of the patient p has train"):

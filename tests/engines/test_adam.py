@@ -6,6 +6,8 @@ from ignite.engine import Engine
 
 from custom_components.engines import FusedAdam
 from custom_components.handlers import GradientClipping
+from custom_components.inferers import TiledInferer
+from custom_components.networks import SegmentationNetwork
 
 
 def train(network, optimizer, steps, seed=0):
@@ -24,6 +26,34 @@ def test_it_takes_the_steps_of_adam():
     ours = train(network, FusedAdam(network.parameters(), 1e-2), 50)
     theirs = train(other, torch.optim.Adam(other.parameters(), 1e-2, foreach=False), 50)
     assert torch.allclose(ours, theirs, atol=1e-5)
+
+
+def test_a_step_is_a_change_that_can_be_seen():
+    network = torch.nn.Linear(5, 3)
+    train(network, FusedAdam(network.parameters(), 1e-2), 2)
+    assert all(parameter._version >= 2 for parameter in network.parameters())
+
+
+def test_a_frozen_backbone_is_validated_with_the_head_of_the_moment():
+    """The head's update is all that changes; a copy kept for inference must not be that of the start."""
+    torch.manual_seed(0)
+    network = SegmentationNetwork(num_classes=2, base_channels=4, num_scales=3)
+    network.backbone.requires_grad_(False).eval()
+    network.head.eval()
+    optimizer, inferer = FusedAdam(network.head.parameters(), 0.1), TiledInferer((16, 16, 16))
+    image = torch.rand(1, 1, 16, 16, 16)
+
+    def logits():
+        with torch.no_grad():
+            return inferer(image, network).float()
+
+    before = logits()
+    network(image).square().mean().backward()
+    optimizer.step()
+    with torch.no_grad():
+        expected = network(image)
+    assert not torch.allclose(logits(), before, atol=1e-3)
+    torch.testing.assert_close(logits(), expected, rtol=1e-2, atol=1e-2)
 
 
 def test_it_goes_on_from_an_adam_that_is_not_fused_and_stays_fused():

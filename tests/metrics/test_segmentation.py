@@ -96,3 +96,7 @@ def test_empty_labels_and_classes_that_are_drawn_nowhere_are_told(tmp_path, capl
     both[0, 3] = 2
     scores.update({"case": "both", "pred": both, "label": both})
     assert scores.compute() == 1.0 and not caplog.messages
+    scores.reset()
+    scores.update({"case": "part", "annotated": torch.tensor([1.0, 0.0]), "pred": both, "label": label})
+    scores.update({"case": "nothing", "annotated": torch.zeros(2), "pred": both, "label": label})
+    assert scores.compute() == 1.0 and not caplog.messages  # what is not scored is not told

@@ -1,5 +1,8 @@
 """Which classes are annotated, and crops that make up for those that are seldom drawn."""
 
+import os
+import resource
+
 import numpy as np
 import torch
 from monai.transforms import RandCropByLabelClassesd, Transform
@@ -57,11 +60,28 @@ def test_classes_that_no_scan_shows_and_empty_labels_are_told(tmp_path, caplog):
 
     spleen, aorta, empty = told(items)
     assert spleen.startswith("Spleen: has no voxel in any of the 3 training scans")
-    assert aorta.startswith("Aorta")  # drawn in c only, which is said not to show it
+    # drawn in c only, which is said not to show it
+    assert aorta.startswith("Aorta: has no voxel in any of the 2 training scans where it is annotated")
     assert empty.startswith("1 of 3 training scans") and "such as b" in empty
+    (spleen, aorta) = told([items[2]])
+    assert aorta.startswith("Aorta: is not among the annotated_labels of any of the 1 training scans")
     items[2]["annotated_labels"] = [1, 2, 3]
     items[0]["values"][5] = 2
     assert told([items[0], items[2]]) == []
+
+
+def test_no_file_is_kept_open_for_every_scan(tmp_path):
+    label = np.zeros((2, 2, 2), np.uint8)
+    label[0] = 1
+    items = [{"case": str(index), "values": label, "annotated_labels": [1]} for index in range(40)]
+    dataset = MemoryMappedDataset(items, [LabelOf(), AnnotatedClassesd(1), ClassIndicesd(1)], tmp_path, progress=False)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    opened = len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else 64
+    resource.setrlimit(resource.RLIMIT_NOFILE, (opened + 30, hard))
+    try:
+        tell_undrawn_classes(dataset, ["Liver"])
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 class LabelOf(Transform):
