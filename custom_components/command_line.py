@@ -41,7 +41,8 @@ def refuse_unknown_settings(arguments: Sequence[str] | None = None) -> None:
     files = given.get("config_file")
     if files is None:
         return
-    of_monai = set(inspect.signature(monai.bundle.run).parameters) - {"override"}
+    takers: tuple[Any, ...] = (monai.bundle.run, monai.bundle.run_workflow, monai.bundle.ConfigWorkflow.__init__)
+    of_monai = {name for taker in takers for name in inspect.signature(taker).parameters} - {"override", "self"}
     require_known([name for name in given if name not in of_monai], [files] if isinstance(files, str) else files)
 
 

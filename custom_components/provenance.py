@@ -19,8 +19,11 @@ import torch.distributed as dist
 
 ROOT = Path(__file__).resolve().parents[1]  # of the checkout
 # an absolute path: all between two quotes, or up to a space; no / inside a relative path or an address
-START = r"(?:/|[A-Za-z]:[\\/])"
+START = r"(?:/|[A-Za-z]:[\\/]|\\\\|file://)"
 ABSOLUTE = re.compile(rf"(?<='){START}[^']*(?=')|(?<=\"){START}[^\"]*(?=\")|(?<![^\s'\",\[(=]){START}[^\s'\",\])]*")
+
+# '--option=/a path with spaces'
+OPTION = re.compile(rf"(?P<before>(?P<quote>['\"])--?[^\s'\"=]+=)(?P<path>{START}(?:(?!(?P=quote)).)*)(?=(?P=quote))")
 
 
 def training_record(commit: str | None, steps: int, seconds: float, device: torch.device | str) -> dict[str, Any]:
@@ -64,7 +67,8 @@ def shell_command(arguments: Iterable[str]) -> str:
 
 def absolute_paths(text: str) -> list[str]:
     """The absolute paths in a command or a list of folders: places of one machine, which may name people."""
-    return ABSOLUTE.findall(text)
+    quoted = [match["path"] for match in OPTION.finditer(text)]
+    return quoted + ABSOLUTE.findall(OPTION.sub(lambda match: match["before"], text))
 
 
 def without_places(value: Any) -> Any:
@@ -78,6 +82,7 @@ def without_places(value: Any) -> Any:
         return value
     if re.match(START, value):  # no command, but a folder, whose name may have spaces, or several
         return ",".join(_portable(path) for path in value.split(","))
+    value = OPTION.sub(lambda match: match["before"] + _portable(match["path"]), value)
     return ABSOLUTE.sub(lambda match: _portable(match[0]), value)
 
 

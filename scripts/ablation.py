@@ -5,7 +5,6 @@ python -m scripts.ablation --output_dir out/ablation --dataset_dir data/Task04_H
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from typing import Any
 import fire
 from monai.bundle import ConfigParser
 
-from custom_components.errors import InputError
+from custom_components.errors import InputError, report_plainly
 from custom_components.evidence import (
     ROWS,
     UNTRAINED,
@@ -77,30 +76,32 @@ def ablation(
     shared = {**settings, "cache_dir": output / "cache"}
     scans = {"dataset_dir": pretraining_data or dataset_dir, "max_steps": max_steps}
     # what is wrong is told before the pre-trainings, which take hours
-    if not (folder / "configs" / "train.json").is_file():
-        raise InputError(f"{bundle}: is not a bundle of {BUNDLES}; name one such as hippocampus_mri_segmentation")
+    if not (folder / "configs" / "train.json").is_file() or not bundle.endswith("_segmentation"):
+        raise InputError(f"{bundle}: is no segmentation of {BUNDLES}; name one such as hippocampus_mri_segmentation")
+    if not (BUNDLES / pretraining / "configs" / "train.json").is_file():
+        raise InputError(f"{pretraining}: is no bundle of {BUNDLES}; name one such as mri_dense_ssl")
+    if jobs < 1:
+        raise InputError(f"jobs: must be at least 1 but is {jobs}")
     check_heads(as_list(heads))
     merged = as_list(training_overrides)
     require_configs(folder, merged)
     check_settings(folder, settings, [BUNDLES / pretraining / "configs" / "train.json"])
     training = training_settings(as_list(heads), steps, output / "cache")
-    counts = as_counts(num_labelled)
+    counts, subsets = as_counts(num_labelled), [int(seed) for seed in as_list(seeds)]
+    common = {"dataset_dir": dataset_dir, **settings}
+    held_out = scored_scans(folder, common)
     # the pre-trainings hold out the scans that the segmentations are scored on
     config = ConfigParser.load_config_file(folder / "configs" / "train.json")
     scans.update({key: config[key] for key in ("num_folds", "fold") if key in config and key not in settings})
     files = pretrain_rows(BUNDLES / pretraining, output, {**shared, **scans}, as_list(overrides), as_list(rows))
     backbones = {UNTRAINED: None, **files}
     intensities = intensities_of_rows(BUNDLES / pretraining, as_list(rows))
-    subsets = [int(seed) for seed in as_list(seeds)]
     cells = make_cells(folder, backbones, counts, as_list(heads), subsets, intensities, merged)
-    common = {"dataset_dir": dataset_dir, **settings}
-    failed = run_cells(cells, output, common, training, jobs, scored_scans(folder, common))
+    failed = run_cells(cells, output, common, training, jobs, held_out)
     print(summary_table(write_results(cells, output), reference_of(cells)))
     require_all(failed, cells, output)
 
 
 if __name__ == "__main__":
-    try:
-        fire.Fire(ablation)
-    except InputError as error:
-        sys.exit(f"error: {error}")
+    report_plainly()
+    fire.Fire(ablation)

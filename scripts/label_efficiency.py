@@ -6,7 +6,6 @@ python -m scripts.label_efficiency --output_dir out/evidence --dataset_dir data/
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ import fire
 from monai.bundle import ConfigParser
 
 from custom_components.delivery import file_digest
-from custom_components.errors import InputError
+from custom_components.errors import InputError, report_plainly
 from custom_components.evidence import (
     UNTRAINED,
     as_counts,
@@ -25,6 +24,7 @@ from custom_components.evidence import (
     make_cells,
     reference_of,
     require_all,
+    require_mapping,
     run_cells,
     scored_scans,
     summary_table,
@@ -76,6 +76,8 @@ def label_efficiency(
         settings: overrides for all trainings and evaluations, such as --base_channels 8.
     """
     output, folder = Path(str(output_dir)), BUNDLES / bundle
+    require_mapping("backbones", backbones, "{'mine': 'out/pretrain/model.pt'}")
+    require_mapping("backbone_settings", backbone_settings, "{'vox2vec': {'intensity_range': [-1350, 1000]}}")
     if not (folder / "configs" / "train.json").is_file() or not bundle.endswith("_segmentation"):
         raise InputError(f"{bundle}: is no segmentation of {BUNDLES}; name one such as hippocampus_mri_segmentation")
     if dataset_dir is None:
@@ -122,7 +124,5 @@ def _released_backbone(folder: Path) -> Path:
 
 
 if __name__ == "__main__":
-    try:
-        fire.Fire(label_efficiency)
-    except InputError as error:
-        sys.exit(f"error: {error}")
+    report_plainly()
+    fire.Fire(label_efficiency)

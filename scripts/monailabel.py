@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -45,7 +46,7 @@ def serve(
         sys.exit(f"monailabel: {error}")
     if start:
         os.execve(sys.executable, command, environment)
-    print(" ".join(command))
+    print(shlex.join(command))
 
 
 def _names(given: str | tuple[str, ...]) -> list[str]:

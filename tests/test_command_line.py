@@ -44,6 +44,7 @@ def test_every_mistyped_setting_is_told(config):
         ["--max_steps", "3", "--num-labelled=4", "--bundle_root", "."],
         ["--train#trainer#max_epochs", "3", "--train::trainer::max_epochs", "-3"],
         ["--run_id", "run", "--logging_file", "x.conf", "--meta_file", "y.json"],
+        ["--workflow_type", "train", "--properties_path", "p.json", "--workflow_name", "ConfigWorkflow"],
     ],
 )
 def test_what_the_configs_and_monai_know_is_taken(config, arguments):

@@ -72,5 +72,12 @@ def test_absolute_paths_are_found_and_nothing_else():
     assert without_places(text) == "python -m x --a c --d=['e/f.json','h.json'] --u https://server/x --k scans --n 1/2"
     spaces = "python -m x --a '/home/Jo Doe/scans' --b \"['/home/Jo Doe/x.json','y.json']\""
     assert without_places(spaces) == "python -m x --a 'scans' --b \"['x.json','y.json']\""
+    option = "python -m x '--dataset_dir=/data/Study Mueller_Hans/ct' \"--b=/it's/y z\" --c=/d/e '--f g' --h"
+    assert absolute_paths(option) == ["/data/Study Mueller_Hans/ct", "/it's/y z", "/d/e"]
+    assert without_places(option) == "python -m x '--dataset_dir=ct' \"--b=y z\" --c=e '--f g' --h"
+    assert (
+        without_places("x --a file:///home/jo/scans --b '\\\\server\\share\\Mueller Hans\\mr'")
+        == "x --a scans --b 'mr'"
+    )
     assert without_places("/home/Jo Doe/scans,/home/Jo Doe/more") == "scans,more"
     assert without_places(["/a/b/", None, "c/d"]) == ["b", None, "c/d"]

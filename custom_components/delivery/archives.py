@@ -16,12 +16,15 @@ class ArchiveError(InputError):
 
 
 def unzip_bundle(archive: Path, name: str, target: Path) -> Path:
-    """Unzip `NAME/...` as the folder `target`, which appears complete or not at all; one that is there stays.
+    """Unzip `NAME/...` as the folder `target`, which appears complete or not at all; a bundle that is there stays.
 
     Raises:
-        ArchiveError: it cannot be read, or has an entry outside of `NAME/`, a link, or no configs/metadata.json.
+        ArchiveError: `target` is there and no bundle; or the archive cannot be read, or has an entry outside of
+            `NAME/`, a link, or no configs/metadata.json.
     """
     if target.is_dir():
+        if not (target / "configs" / "metadata.json").is_file():
+            raise ArchiveError(f"{target}: is there and holds no bundle; remove it, or choose another folder")
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=".unzip_"))

@@ -79,12 +79,12 @@ def pretrain_rows(
     if unknown:
         raise InputError(f"rows: must be of {', '.join(ROWS)} but {', '.join(unknown)} came")
     require_configs(bundle, ("train", BASELINE, *overrides))
-    files = {}
+    files = {name: str(output_dir / "pretraining" / name / "model.pt") for name in rows}
+    made_of = {key: value for key, value in settings.items() if key != "cache_dir"}
+    for file in files.values():
+        require_same(Path(file).parent, {"overrides": list(overrides), "settings": made_of})
     for name in tqdm(rows, unit="pre-training"):
         folder, row = output_dir / "pretraining" / name, ROWS[name]
-        files[name] = str(folder / "model.pt")
-        made_of = {key: value for key, value in settings.items() if key != "cache_dir"}
-        require_same(folder, {"overrides": list(overrides), "settings": made_of})
         if Path(files[name]).is_file():
             continue
         configs = ["train", *overrides, *([BASELINE] if row.baseline else [])]

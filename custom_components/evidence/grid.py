@@ -180,6 +180,12 @@ def require_configs(bundle: Path, names: Iterable[str]) -> None:
             raise InputError(f"{bundle / 'configs' / name}.json: no such config; name one of this bundle's")
 
 
+def require_mapping(option: str, value: Any, example: str) -> None:
+    """Raises an `InputError` where an option that gives something a name is given, and does not."""
+    if value is not None and not isinstance(value, Mapping):
+        raise InputError(f'{option}: names were expected, as in "{example}", but {value} came')
+
+
 def check_heads(heads: Iterable[str]) -> None:
     """Raises an `InputError` that names the heads that are not among `HEADS`."""
     unknown = sorted(set(heads) - set(HEADS))
@@ -206,6 +212,7 @@ def training_settings(
     Raises:
         InputError: steps of a head that is not among `heads`, or not trained step by step ("linear").
     """
+    require_mapping("steps", steps, "{'finetune': 300}")
     trained = [head for head in heads if head != "linear"]
     others = sorted(set(steps or {}) - set(trained))
     if others:
@@ -225,7 +232,8 @@ def scored_scans(bundle: Path, settings: Mapping[str, Any]) -> list[dict[str, An
     """
     parser = ConfigParser()
     parser.read_config(bundle / "configs" / "evaluate.json")
-    parser.update({"bundle_root": str(bundle), **settings})
+    known = known_settings([bundle / "configs" / "evaluate.json"])
+    parser.update({"bundle_root": str(bundle), **{k: v for k, v in settings.items() if top_level(k) in known}})
     return parser.get_parsed_content("dataset#data")
 
 
@@ -331,8 +339,8 @@ def run_cells(
         The cells that failed; each has its output in `log.txt`.
 
     Raises:
-        InputError: a cell's folder holds a training with other settings or weights, or scores of other scans, as where
-            scans were added; nothing is run then.
+        InputError: `jobs` below 1; a cell's folder holds a training with other settings or weights, or scores of other
+            scans, as where scans were added; nothing is run then.
     """
     if 0 < len(held_out) < FEW_SCANS:
         logger.warning(
@@ -340,6 +348,8 @@ def run_cells(
             "than about 0.05 then; add labelled scans, or hold out more of them (scripts.dataset_json)",
             len(held_out),
         )
+    if jobs < 1:
+        raise InputError(f"jobs: must be at least 1 but is {jobs}")
     for cell in cells:
         made_of = cell.made_of(settings, (training or {}).get(cell.head, {}))
         require_same(cell.folder(output_dir), {**made_of, "held_out_scans": digest_of_cases(held_out)})

@@ -87,7 +87,8 @@ def markdown_table(summary: Sequence[dict[str, Any]], reference: str | None = No
 
 
 BLOCK = re.compile(
-    r"<!-- (?P<title>(?P<file>[\w./-]+\.csv) against (?P<reference>\w+)(?: without (?P<without>[\w, ]+))?): begin -->\n"
+    r"<!-- (?P<title>(?P<file>[\w./-]+\.csv) against (?P<reference>[^:>]+?)(?: without (?P<without>[^:>]+))?)"
+    r": begin -->\n"
     r".*?<!-- end -->",
     re.DOTALL,
 )

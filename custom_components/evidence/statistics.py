@@ -81,7 +81,8 @@ def summarise(
     """One row a bundle, backbone, head and number of labelled scans.
 
     `dice` is the mean over classes of the mean over cases, of scores that are first averaged over seeds; its 95%
-    interval is a percentile bootstrap over the cases. `difference` is the same for the difference to a reference with
+    interval is a percentile bootstrap over the `cases` in which any class is scored; resamples that lack a class say
+    nothing of the mean over classes and are left out. `difference` is the same for the difference to a reference with
     as many labels and the same seeds; its p-value is that of Wilcoxon's signed-rank test on the cases. The intervals
     are for other scans, not for other trainings: the spread over seeds is not in them; `difference_by_seed` shows it,
     a number a seed, in the order of the seeds. `hd95_mm` is the mean over what has a distance; `missed` counts the
@@ -106,7 +107,7 @@ def summarise(
         groups.setdefault((row["bundle"], row["backbone"], row["head"], row["num_labelled"]), []).append(row)
     summary = []
     for (bundle, backbone, head, count), group in groups.items():
-        values = _table(group, *_keys(group))
+        values = _scored(_table(group, *_keys(group)))
         low, high = _interval(values)
         distances = [row["hd95_mm"] for row in group if row["hd95_mm"] is not None]
         finite = [distance for distance in distances if math.isfinite(distance)]
@@ -135,8 +136,9 @@ def summarise(
                 by_seed = []
                 for seed in sorted(seeds):
                     one, two = (_table([row for row in side if row["seed"] == seed], cases, classes) for side in pair)
-                    by_seed.append(f"{_macro_mean(one - two):+.3f}")
-                result.update(zip(DIFFERENCE, (*_difference(first - second), ", ".join(by_seed))))
+                    by_seed.append(f"{_macro_mean(_scored(one - two)):+.3f}")
+                if len(both := _scored(first - second)):
+                    result.update(zip(DIFFERENCE, (*_difference(both), ", ".join(by_seed))))
         summary.append(result)
     return summary
 
@@ -158,31 +160,30 @@ def _table(rows: Sequence[dict[str, Any]], cases: Sequence[str], classes: Sequen
     return np.where(count > 0, total / np.maximum(count, 1), np.nan)
 
 
+def _scored(values: np.ndarray) -> np.ndarray:
+    """The cases that have a score of any class, and the classes that have one of any case."""
+    there = ~np.isnan(values)
+    return values[there.any(axis=1)][:, there.any(axis=0)]
+
+
 def _macro_mean(values: np.ndarray) -> np.ndarray:
-    """Mean over classes of the mean over cases, of scores (..., cases, classes)."""
+    """Mean over classes of the mean over cases, of scores (..., cases, classes); NaN where no case has a class."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # a class that none of the resampled cases has
-        return np.nanmean(np.nanmean(values, axis=-2), axis=-1)
+        warnings.simplefilter("ignore", RuntimeWarning)
+        return np.nanmean(values, axis=-2).mean(axis=-1)
 
 
 def _interval(values: np.ndarray) -> tuple[float | None, float | None]:
     """95% interval of the macro mean over resampled cases; None where there is a single case."""
     if len(values) < 2:
         return None, None
-    result = stats.bootstrap(
-        (np.arange(len(values)),),
-        lambda chosen, axis: _macro_mean(values[chosen]),  # axis is the last one, as `values` needs it
-        n_resamples=RESAMPLES,
-        vectorized=True,
-        method="percentile",
-        rng=np.random.default_rng(0),
-    )
-    return float(result.confidence_interval.low), float(result.confidence_interval.high)
+    chosen = np.random.default_rng(0).integers(0, len(values), (RESAMPLES, len(values)))
+    low, high = np.nanpercentile(_macro_mean(values[chosen]), [2.5, 97.5])
+    return float(low), float(high)
 
 
 def _difference(values: np.ndarray) -> tuple[float, float | None, float | None, float | None]:
     low, high = _interval(values)
-    # a scan in which no class is annotated says nothing
-    by_case = np.nanmean(values[~np.isnan(values).all(axis=1)], axis=1)
+    by_case = np.nanmean(values, axis=1)
     p_value = float(stats.wilcoxon(by_case).pvalue) if by_case.any() else 1.0
     return float(_macro_mean(values)), low, high, p_value

@@ -23,9 +23,14 @@ COLUMNS = ("case", "class", "dice", "hd95_mm")
 
 
 def dice_score(prediction: Tensor, truth: Tensor) -> float | None:
-    """Dice coefficient of two masks; None where both are empty, as there is nothing to overlap."""
-    total = int(prediction.sum()) + int(truth.sum())
-    return 2 * int((prediction & truth).sum()) / total if total else None
+    """Dice coefficient of two masks; None where the truth is empty.
+
+    There is nothing to overlap then, and a 0 for what is found would make the scans that count another set for every
+    network; `hausdorff_95` tells it.
+    """
+    if not truth.any():
+        return None
+    return 2 * int((prediction & truth).sum()) / (int(prediction.sum()) + int(truth.sum()))
 
 
 def hausdorff_95(prediction: Tensor, truth: Tensor, spacing: Sequence[float]) -> float | None:
@@ -55,7 +60,8 @@ class SegmentationScores(Metric):
 
     `compute` returns the mean over classes of the mean over cases, and writes `csv_path` where one is given: one row a
     case and class with the columns `case,class,dice,hd95_mm`; both values are empty where the class is not annotated in
-    that scan, or neither there nor found; where it was missed, or found where it is not, Dice is 0 and `hd95_mm` `inf`.
+    that scan, or neither there nor found. Where it was missed, Dice is 0 and `hd95_mm` `inf`; where it is not there and
+    was found, Dice is empty and `hd95_mm` `inf`.
 
     Args:
         class_names: names of label values 1..K.
@@ -129,7 +135,7 @@ class SegmentationScores(Metric):
         return sum(means.values()) / len(means) if means else 0.0
 
     def _tell_undrawn(self) -> None:
-        """Warn where a score says nothing of the network: what is found in an empty label has Dice 0."""
+        """Warn of what has no score though it is annotated."""
         scored = [entry for entry in self.drawn if entry[1]]
         empty = [case for case, _, shown in scored if not shown]
         absent = [
@@ -139,16 +145,15 @@ class SegmentationScores(Metric):
         ]
         if empty:
             logger.warning(
-                "%d of %d scored scans have a label without any voxel of a class, such as %s: what is found there has "
-                "Dice 0; remove labels that were never drawn",
+                "%d of %d scored scans have a label without any voxel of a class, such as %s, and so no Dice; remove "
+                "labels that were never drawn",
                 len(empty),
                 len(scored),
                 empty[0],
             )
         if absent and len(empty) < len(scored):
             logger.warning(
-                "%s: no voxel in any of the %d scored scans: its Dice is 0 where it is found, and says nothing; score "
-                "scans that show it",
+                "%s: no voxel in any of the %d scored scans, and so no Dice; score scans that show it",
                 ", ".join(absent),
                 len(scored),
             )

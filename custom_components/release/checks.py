@@ -126,6 +126,8 @@ def check_bundle(folder: Path) -> dict[str, Any]:
     record = contents.get("models/model.json", {})
     faults += [f"{name}/{fault}" for fault in _weight_faults(folder, metadata, record)]
     faults += [f"{name}/{fault}" for fault in setting_faults(folder, record)]
+    records = {file: content for file, content in contents.items() if not file.startswith("configs/")}
+    faults += [f"{name}/{fault}" for file, content in records.items() for fault in place_faults(file, content)]
     if faults:
         raise InputError("\n".join(faults))
     return metadata
@@ -178,12 +180,13 @@ def _weight_faults(folder: Path, metadata: dict[str, Any], record: dict[str, Any
         yield f"docs/README.md: does not name {found}, the SHA-256 of models/model.pt; correct it"
     if readme.is_file() and UNSAID in readme.read_text():
         yield f"docs/README.md: still has {UNSAID!r}; write that sentence"
-    for key in ("data", "pretrained", "command"):
-        for path in absolute_paths(str(record.get(key) or "")):
-            yield (
-                f"models/model.json: {key} names a path of one machine, {path}; scripts.adopt_weights cuts it to its "
-                "last part"
-            )
+
+
+def place_faults(file: str, content: Any) -> Iterator[str]:
+    """Where a record of a training or of scores, published as `file`, names places of one machine."""
+    for key in ("data", "pretrained", "command", "weights"):
+        for path in absolute_paths(str((content if isinstance(content, dict) else {}).get(key) or "")):
+            yield f"{file}: {key} names a path of one machine, {path}; scripts.adopt_weights cuts it to its last part"
 
 
 def setting_faults(folder: Path, record: dict[str, Any]) -> Iterator[str]:

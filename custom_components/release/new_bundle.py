@@ -69,12 +69,15 @@ def new_bundle(source: Path, target: Path, settings: Mapping[str, Any], backbone
     unknown = [name for name in wanted if name not in known]
     if unknown:
         raise InputError(f"{unknown[0]}: is no setting of {source.name}; they are at the top of {training}")
-    if isinstance(wanted.get("class_names"), str):  # a command line's single name
-        wanted["class_names"] = [wanted["class_names"]]
+    for name in ("class_names", "one_piece"):
+        if isinstance(wanted.get(name), str):  # a command line's single name
+            wanted[name] = [wanted[name]]
     if "class_names" in wanted and "one_piece" in known and "one_piece" not in wanted:
         wanted["one_piece"] = []
         logger.warning("one_piece: empty now; name those of your classes of which the largest component alone is kept")
-    texts = {}
+    if backbone and (fault := name_fault(backbone)):
+        raise InputError(fault)
+    texts, starts = {}, False
     for path in sorted((source / "configs").iterdir()):
         text = path.read_text()
         if path.stem in WORKFLOWS:
@@ -83,8 +86,9 @@ def new_bundle(source: Path, target: Path, settings: Mapping[str, Any], backbone
             text = _own_metadata(json.loads(text), wanted)
         elif path.suffix == ".json" and SIZES & wanted.keys() & json.loads(text).keys():
             continue
+        starts |= SIBLING.search(text) is not None
         texts[path.name] = SIBLING.sub(f"/../{backbone}/models/model.pt", text) if backbone else text
-    if backbone and not any(SIBLING.search(text) for text in texts.values()):
+    if backbone and not starts:
         raise InputError(f"{source.name}: starts from no other bundle; leave out the backbone")
     differing = ", ".join(f"`{name}` {json.dumps(value)}" for name, value in wanted.items())
     (target / "configs").mkdir(parents=True)

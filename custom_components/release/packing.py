@@ -11,9 +11,11 @@ from pathlib import Path
 
 import custom_components
 from custom_components.delivery import file_digest, unzip_bundle
+from custom_components.delivery.names import NAME
 from custom_components.errors import InputError
+from custom_components.networks.weight_files import read_weights
 
-from .checks import bundle_files, check_bundle, check_network, try_inference
+from .checks import bundle_files, check_bundle, check_network, place_faults, try_inference
 from .links import inside_bundle
 
 SIBLING = re.compile(r"/\.\./(\w+)/models/model\.pt")
@@ -80,7 +82,8 @@ def pack_bundle(folder: Path, archive: Path) -> Path:
     lead out of the bundle become plain text.
 
     Raises:
-        InputError: the configs start from several bundles, or from one that has no weights.
+        InputError: the configs start from several bundles, or from one that has no weights, whose weights are damaged,
+            or whose record names places of one machine.
     """
     contents = {file: (folder / file).read_bytes() for file in bundle_files(folder)}
     siblings: set[str] = set()
@@ -99,6 +102,7 @@ def pack_bundle(folder: Path, archive: Path) -> Path:
             if not source.is_file():
                 raise InputError(f"{source}: is missing, and {folder.name} starts from it; train {sibling} first")
             contents[f"models/pretrained.{suffix}"] = source.read_bytes()
+        _check_sibling(folder.parent / sibling / "models" / "model.pt")
     package = Path(custom_components.__file__).parent
     for path in package.rglob("*.py"):
         contents[f"{package.name}/{path.relative_to(package).as_posix()}"] = path.read_bytes()
@@ -108,6 +112,15 @@ def pack_bundle(folder: Path, archive: Path) -> Path:
             entry.create_system, entry.external_attr = 3, 0o100644 << 16
             target.writestr(entry, contents[file])
     return archive
+
+
+def _check_sibling(weights: Path) -> None:
+    """What is packed of another bundle is checked as its own release would."""
+    read_weights(weights)
+    record = weights.with_suffix(".json")
+    faults = list(place_faults(str(record), json.loads(record.read_text())))
+    if faults:
+        raise InputError("\n".join(faults))
 
 
 def _with_own_code(text: str, path: Path) -> str:
@@ -122,7 +135,8 @@ def _with_own_code(text: str, path: Path) -> str:
 
 def write_listings(output_dir: Path, url: str = "") -> None:
     """Write SHA256SUMS, as sha256sum does, and model_info.json, as the MONAI model zoo does (its checksum is SHA-1)."""
-    archives = sorted(output_dir.glob("*_v*.zip"))
+    named = {archive: NAME.fullmatch(archive.stem) for archive in output_dir.glob("*_v*.zip")}
+    archives = sorted(archive for archive, match in named.items() if match and match["version"])
     sums = "".join(f"{file_digest(archive)}  {archive.name}\n" for archive in archives)
     prefix = url.rstrip("/") + "/" if url else ""
     info = {a.stem: {"checksum": file_digest(a, "sha1"), "source": prefix + a.name} for a in archives}

@@ -27,7 +27,8 @@ class LargestComponentd(MapTransform):
 
     def __init__(self, keys: KeysCollection, class_names: Sequence[str], one_piece: Sequence[str]) -> None:
         super().__init__(keys)
-        self.values = [value for value, name in enumerate(class_names, 1) if name in set(one_piece)]
+        wanted = {one_piece} if isinstance(one_piece, str) else set(one_piece)  # a command line's single name
+        self.values = [value for value, name in enumerate(class_names, 1) if name in wanted]
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         result = dict(data)

@@ -123,6 +123,27 @@ def test_a_scan_in_which_nothing_is_annotated_changes_nothing():
     (row,) = (row for row in summarise(rows) if row["backbone"] == "released")
     expected = np.full(29, 0.05)
     assert row["difference"] == pytest.approx(0.05) and row["p_value"] == pytest.approx(stats.wilcoxon(expected).pvalue)
+    left = [row for row in rows if row["case"] != "case_03"]
+    assert summarise(rows) == summarise(left)
+
+
+def test_a_class_in_one_scan_widens_the_interval_and_does_not_move_it():
+    """Resamples without that scan would have the mean of the other class alone."""
+    skip = {(case, "B") for case in CASES[1:]}
+    rows = rows_of("ours", "linear", 0.0, seeds=(0,), skip=skip)
+    for row in rows:
+        row["dice"] = None if row["dice"] is None else 0.9 if row["class"] == "A" else 0.2
+    (summary,) = summarise(rows)
+    assert [summary[key] for key in ("dice", "dice_low", "dice_high")] == pytest.approx([0.55] * 3)
+
+
+def test_the_interval_is_scipys_where_every_case_has_every_class():
+    rows = rows_of("ours", "linear", 0.0, seeds=(0,))
+    (summary,) = summarise(rows)
+    by_case = np.array([row["dice"] for row in rows]).reshape(-1, 2).mean(1)
+    options = {"n_resamples": 2000, "method": "percentile", "rng": np.random.default_rng(0)}
+    expected = stats.bootstrap((by_case,), np.mean, **options).confidence_interval
+    assert (summary["dice_low"], summary["dice_high"]) == pytest.approx((expected.low, expected.high))
 
 
 def test_the_table_is_in_the_order_of_the_number_of_labels():

@@ -34,6 +34,7 @@ def test_empty_masks_have_defined_scores():
     one[1, 1, 1] = True
     assert (dice_score(empty, empty), hausdorff_95(empty, empty, (1, 1, 1))) == (None, None)
     assert (dice_score(empty, one), hausdorff_95(empty, one, (1, 1, 1))) == (0.0, math.inf)
+    assert (dice_score(one, empty), hausdorff_95(one, empty, (1, 1, 1))) == (None, math.inf)
     assert (dice_score(one, one), hausdorff_95(one, one, (1, 1, 1))) == (1.0, 0.0)
 
 
@@ -64,13 +65,13 @@ def test_rows_leave_out_what_is_not_annotated(tmp_path):
     assert mean_by_class(tmp_path / "metrics.csv") == {"A": 0.9, "B": 0.6667}
 
 
-def test_a_class_that_is_neither_there_nor_found_is_not_scored_and_one_that_is_found_counts_as_zero():
-    """Otherwise a network that finds nothing would be perfect wherever an organ was removed."""
+def test_a_class_that_is_not_there_has_no_dice_and_what_is_found_of_it_is_told_by_the_distance():
+    """Which scans count must not depend on the network: a comparison would leave out where one of two is wrong."""
     scores, empty, full = SegmentationScores(["A"], hausdorff=True), torch.zeros(1, 4, 4, 4), torch.ones(1, 4, 4, 4)
     for case, (prediction, label) in enumerate([(empty, empty), (full, empty), (full, full)]):
         scores.update({"case": str(case), "pred": prediction, "label": label})
-    assert [(row["dice"], row["hd95_mm"]) for row in scores.rows] == [(None, None), (0.0, math.inf), (1.0, 0.0)]
-    assert scores.compute() == 0.5
+    assert [(row["dice"], row["hd95_mm"]) for row in scores.rows] == [(None, None), (None, math.inf), (1.0, 0.0)]
+    assert scores.compute() == 1.0
 
 
 def test_a_prediction_of_another_shape_is_refused():
@@ -86,7 +87,7 @@ def test_empty_labels_and_classes_that_are_drawn_nowhere_are_told(tmp_path, capl
     scores = SegmentationScores(["A", "B"], tmp_path / "metrics.csv")
     for case, truth in {"one": label, "none": empty}.items():
         scores.update({"case": case, "pred": label, "label": truth})
-    assert scores.compute() == 0.5
+    assert scores.compute() == 1.0
     first, second = caplog.messages
     assert first.startswith("1 of 2 scored scans have a label without any voxel") and "such as none" in first
     assert second.startswith("B: no voxel in any of the 2 scored scans")

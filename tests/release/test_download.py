@@ -154,8 +154,13 @@ def test_a_damaged_archive_in_the_cache_is_fetched_again(server, own_cache, tmp_
 def test_a_folder_of_the_user_is_never_written_over(server, tmp_path):
     (tmp_path / "here" / NEWEST).mkdir(parents=True)
     (tmp_path / "here" / NEWEST / "notes.txt").write_text("mine")
-    folder = download_bundle(SSL, source=server.url, output_dir=tmp_path / "here")
-    assert tree(folder) == {"notes.txt": b"mine"}
+    with pytest.raises(InputError, match=f"{NEWEST}: is there and holds no bundle; remove it"):
+        download_bundle(SSL, source=server.url, output_dir=tmp_path / "here")
+    assert tree(tmp_path / "here" / NEWEST) == {"notes.txt": b"mine"}
+    folder = download_bundle(SSL, source=server.url, output_dir=tmp_path / "there")
+    (folder / "notes.txt").write_text("mine")
+    download_bundle(SSL, source=server.url, output_dir=tmp_path / "there")
+    assert tree(folder)["notes.txt"] == b"mine"
 
 
 def test_a_mirror_and_a_proxy_are_set_by_environment_variables(server, monkeypatch, own_cache):

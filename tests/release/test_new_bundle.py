@@ -87,6 +87,7 @@ def test_a_copy_can_start_from_another_backbone(tmp_path):
         (SEGMENTER, "a_segmentation", {"spacings": [1, 1, 1]}, None, "spacings: is no setting of hippocampus"),
         (SEGMENTER, "a_segmentation", {"optimizer": 1}, None, "optimizer: is more than a value"),
         (SSL, "mine", {}, "other", "starts from no other bundle"),
+        (SEGMENTER, "a_segmentation", {}, "my/ssl", "my/ssl: a bundle's name has small letters"),
     ],
 )
 def test_what_cannot_be_copied_is_told_and_nothing_is_written(source, name, settings, backbone, sentence, bundles):

@@ -173,6 +173,33 @@ def test_the_network_must_do_what_the_metadata_says(bundles, tmp_path):
     assert list((tmp_path / "out").iterdir()) == []
 
 
+def test_what_is_packed_of_another_bundle_is_checked_too(bundles, tmp_path):
+    models = bundles / SSL / "models"
+    record = json.loads((models / "model.json").read_text())
+    (models / "model.json").write_text(json.dumps({**record, "command": "python -m x '--a=/home/anna/my scans'"}))
+    with pytest.raises(InputError, match="command names a path of one machine, /home/anna/my scans;"):
+        pack_bundle(bundles / SEGMENTER, tmp_path / "packed.zip")
+    (models / "model.json").write_text(json.dumps(record))
+    (models / "model.pt").write_bytes(b"garbage")
+    with pytest.raises(InputError, match="model.pt"):
+        pack_bundle(bundles / SEGMENTER, tmp_path / "packed.zip")
+
+
+def test_every_record_of_a_bundle_is_looked_through_for_places(bundles):
+    (bundles / SEGMENTER / "docs" / "metrics.json").write_text(json.dumps({"command": "x --a /home/anna/scans"}))
+    with pytest.raises(InputError, match="docs/metrics.json: command names a path of one machine, /home/anna/scans"):
+        check_bundle(bundles / SEGMENTER)
+
+
+def test_a_stray_archive_is_not_listed(tmp_path):
+    for name in ("ct_dense_ssl_v0.1.0.zip", "ct_dense_ssl_v0.1.0 (1).zip", "notes_v2.zip"):
+        (tmp_path / name).write_bytes(b"zip")
+    write_listings(tmp_path)
+    assert [line.split("  ")[1] for line in (tmp_path / "SHA256SUMS").read_text().splitlines()] == [
+        "ct_dense_ssl_v0.1.0.zip"
+    ]
+
+
 def test_weights_that_a_training_starts_from_must_be_there(bundles, tmp_path):
     shutil.rmtree(bundles / SSL)
     with pytest.raises(

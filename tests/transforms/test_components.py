@@ -56,3 +56,11 @@ def test_the_affine_stays_and_the_label_that_came_is_not_changed():
     result = LargestComponentd("pred", NAMES, NAMES)({"pred": pred})["pred"]
     assert result.sum() == 2 and result.dtype == torch.uint8 and torch.equal(result.affine, pred.affine)
     assert torch.equal(pred.as_tensor(), label)
+
+
+def test_a_single_name_is_one_class():
+    label = torch.zeros(1, 9, 3, 3, dtype=torch.uint8)
+    label[:, :3], label[:, 5] = 1, 1
+    for one_piece in ("Liver", ["Liver"]):
+        result = LargestComponentd("pred", ["Liver"], one_piece)({"pred": label})["pred"]
+        assert result[:, :3].all() and not result[:, 5].any()
