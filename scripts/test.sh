@@ -10,4 +10,4 @@ bin=${VENV:-.venv}/bin
 "$bin/mypy"
 # as many threads as two workers have cores
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
-"$bin/python" -m pytest -n 2 --dist loadfile "$@"
+"$bin/python" -m pytest -n 2 --dist loadfile --no-loadscope-reorder "$@"

@@ -11,6 +11,7 @@ from monai.bundle import ConfigParser
 from ..public_layouts import PUBLIC_LAYOUTS
 from .conftest import BUNDLES, CLASSES, SHORT, SMALL
 
+PRETRAINING, SEGMENTATION = "mri_dense_ssl", "head_neck_ct_segmentation"
 NAMES = sorted(path.name for path in BUNDLES.iterdir() if (path / "configs").is_dir())
 SHARED = ["dataset_dir", "output_dir", "device", "base_channels", "num_scales", "weights"]
 RELEASED = [name for name in NAMES if (BUNDLES / name / "models" / "model.pt").is_file()]
@@ -273,8 +274,14 @@ def test_create_workflow_and_load_give_the_network_with_its_weights(name, tmp_pa
     assert all(torch.allclose(value.float(), state[k].float()) for k, value in network.state_dict().items())
 
 
+def test_bundles_of_a_kind_train_on_several_gpus_alike():
+    texts = {name: (BUNDLES / name / "configs" / "multi_gpu_train.json").read_text() for name in NAMES}
+    for name, text in texts.items():
+        assert text == texts[SEGMENTATION if name.endswith("segmentation") else PRETRAINING], name
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [PRETRAINING, SEGMENTATION])
 def test_two_processes_train_together(name, command_line, phantoms, tmp_path):
     # the backbone is frozen in the first epoch and trained in the second
     frozen = {"head_epochs": 1} if name.endswith("segmentation") else {}

@@ -7,6 +7,7 @@ import math
 import pytest
 
 from custom_components.data import read_datalist, split_datalist
+from custom_components.evidence import read_cases, summarise
 from custom_components.metrics import mean_by_class
 
 from .conftest import BUNDLES
@@ -30,26 +31,28 @@ def test_the_released_hippocampus_network_has_the_dice_of_its_metadata(run_bundl
 
 
 @pytest.mark.slow
-def test_a_probe_of_the_released_backbone_beats_an_untrained_one_on_four_real_scans(run_bundle, real_data, tmp_path):
-    data, scores = real_data / "Task04_Hippocampus", {}
-    for name, weights in (("released", BUNDLES / "mri_dense_ssl" / "models" / "model.pt"), ("untrained", "none")):
-        output = tmp_path / name
-        settings = {"dataset_dir": data, "output_dir": output, "pretrained": weights, "cache_dir": tmp_path / "cache"}
-        run_bundle(SEGMENTATION, "train", run_id="quick_probe", **settings, num_labelled=4)
-        run_bundle(SEGMENTATION, "evaluate", dataset_dir=data, output_dir=output, weights=output / "model.pt")
-        scores[name] = mean(output / "metrics.csv")
-    assert scores["released"] > 0.6 and scores["released"] > scores["untrained"] + 0.04
+def test_a_probe_of_the_released_backbone_has_the_dice_of_the_evidence_on_four_real_scans(
+    run_bundle, real_data, tmp_path
+):
+    """An untrained one has 0.56."""
+    data = real_data / "Task04_Hippocampus"
+    run_bundle(SEGMENTATION, "train", run_id="quick_probe", dataset_dir=data, output_dir=tmp_path, num_labelled=4)
+    run_bundle(SEGMENTATION, "evaluate", dataset_dir=data, output_dir=tmp_path, weights=tmp_path / "model.pt")
+    published = read_cases(BUNDLES.parent / "docs" / "evidence" / "hippocampus_linear.csv")
+    cell = {"backbone": "released", "head": "linear", "num_labelled": "4", "seed": 0}
+    (stated,) = summarise([row for row in published if all(row[key] == value for key, value in cell.items())])
+    assert mean(tmp_path / "metrics.csv") == pytest.approx(stated["dice"], abs=0.015)
 
 
 @pytest.fixture
 def some_held_out_scans(real_data, tmp_path):
-    """Six of the held-out head-and-neck scans as a data set of their own: all of them would take minutes."""
+    """Three of the held-out head-and-neck scans as a data set of their own: all of them would take minutes."""
     folder = real_data / "OpenKBP"
     if not folder.is_dir():
         pytest.skip(f"{folder} is missing")
     content = json.loads((folder / "dataset.json").read_text())
     test = {item["case"] for item in split_datalist(read_datalist(folder), "test")}
-    entries = [entry for entry in content["training"] if entry["image"].split("/")[-1].split(".")[0] in test][:6]
+    entries = [entry for entry in content["training"] if entry["image"].split("/")[-1].split(".")[0] in test][:3]
     for entry in entries:
         entry.update(image=str(folder / entry["image"]), label=str(folder / entry["label"]))
     (tmp_path / "scans").mkdir()
@@ -66,9 +69,9 @@ def test_the_released_head_and_neck_network_has_the_dice_of_its_documents(run_bu
             return {(row["case"], row["class"]): float(row["dice"]) for row in csv.DictReader(file) if row["dice"]}
 
     found, stated = dice(tmp_path / "out" / "metrics.csv"), dice(BUNDLES / HEAD_NECK / "docs" / "metrics.csv")
-    assert len({case for case, _ in found}) == 6
+    assert len({case for case, _ in found}) == 3
     differences = [found[key] - stated[key] for key in found]
-    assert len(differences) > 20 and max(map(abs, differences)) < 0.02
+    assert len(differences) > 10 and max(map(abs, differences)) < 0.02
     assert math.fsum(differences) / len(differences) == pytest.approx(0, abs=0.002)
 
 
