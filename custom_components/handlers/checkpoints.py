@@ -68,6 +68,12 @@ def _first_line(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
+def _scaler_of(engine: Any) -> torch.amp.GradScaler | None:
+    """The scaler of float16's gradients, where one is in use."""
+    scaler = getattr(engine, "scaler", None)
+    return scaler if scaler is not None and scaler.is_enabled() else None
+
+
 class LastCheckpoint:
     """Save everything a training needs to go on, and go on from it when the training is started again.
 
@@ -110,9 +116,6 @@ class LastCheckpoint:
 
     def attach(self, engine: Any) -> None:
         self.save_dict["trainer"] = engine
-        scaler = getattr(engine, "scaler", None)  # of float16; one that is not in use has no state
-        if scaler is not None and scaler.is_enabled():
-            self.save_dict["scaler"] = scaler
         engine.add_event_handler(Events.STARTED, self.load)
         engine.add_event_handler(Events.EPOCH_COMPLETED(every=self.interval), self.save)
         engine.add_event_handler(Events.COMPLETED, self.save)
@@ -122,6 +125,8 @@ class LastCheckpoint:
         if engine.state.rank == 0:
             self._require_alone()
             states = {name: item.state_dict() for name, item in self.save_dict.items()}
+            if (scaler := _scaler_of(engine)) is not None:
+                states["scaler"] = scaler.state_dict()
             _save({**states, "settings": self.settings, "processes": num_processes()}, self.path)
             self.known = self._on_disk()
 
@@ -198,13 +203,14 @@ class LastCheckpoint:
                 "training; raise max_steps, or use another output_dir or --resume False"
             )
         for name, item in self.save_dict.items():
-            if name == "scaler" and not state.get(name):  # a checkpoint of a CPU, or of bfloat16
-                continue
             content = state[name]
             if isinstance(item, torch.optim.lr_scheduler.LRScheduler):
                 # the position in the schedule; its length is this training's
                 content = {**item.state_dict(), **{key: content[key] for key in ("last_epoch", "_step_count")}}
             item.load_state_dict(content)
+        scaler = _scaler_of(engine)
+        if scaler is not None and "scaler" in state:
+            scaler.load_state_dict(state["scaler"])
         engine.state.max_epochs = max_epochs
         if state.get("processes", 1) != num_processes():
             logger.warning(

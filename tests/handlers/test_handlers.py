@@ -52,6 +52,24 @@ def test_gradients_are_clipped_before_every_step():
     assert moved.norm() == pytest.approx(0.5, abs=1e-4)
 
 
+def test_a_float16_training_goes_on_with_the_scale_of_its_gradients(tmp_path):
+    """Begun anew at 65536, its first steps would be left out."""
+    network = torch.nn.Linear(2, 1)
+
+    def started(epochs, scaler):
+        engine = trainer(network, epochs=epochs, length=1)
+        engine.scaler = scaler
+        LastCheckpoint(tmp_path, {"network": network}).attach(engine)
+        engine.start()
+        return scaler
+
+    started(1, torch.amp.GradScaler("cpu", init_scale=512.0))
+    assert started(2, torch.amp.GradScaler("cpu")).get_scale() == 512
+    started(3, None)  # a checkpoint of another precision is gone on from, too
+    assert started(4, torch.amp.GradScaler("cpu", init_scale=64.0)).get_scale() == 64
+    started(5, torch.amp.GradScaler("cpu", enabled=False))
+
+
 @pytest.mark.parametrize(("epochs", "frozen"), [(None, [True] * 3), (0, [False] * 3), (2, [True, True, False])])
 def test_the_backbone_is_frozen_for_the_first_epochs(epochs, frozen):
     network = SegmentationNetwork(1, base_channels=2, num_scales=1)
