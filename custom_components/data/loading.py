@@ -115,8 +115,8 @@ class LoadScand(LoadImaged):
         if "fault" in data:
             raise DataError(str(data["fault"]))
         loaded = super().__call__(data, reader)
-        first, *others = (loaded[key] for key in self.key_iterator(loaded))
-        for other in others:
+        images = [loaded[key] for key in self.key_iterator(loaded)]
+        for first, other in ((images[0], other) for other in images[1:]):
             if isinstance(other, MetaTensor) and isinstance(first, MetaTensor) and other.shape == first.shape:
                 grids = [(tuple(image.shape[-3:]), np.asarray(image.affine)) for image in (first, other)]
                 if distance_of_grids(*grids)[0] <= AFFINE_TOLERANCE:

@@ -344,8 +344,8 @@ def run_cells(
     """
     if 0 < len(held_out) < FEW_SCANS:
         logger.warning(
-            "%d held-out scans are few to tell backbones apart: the difference of two trainings is known to no better "
-            "than about 0.05 then; add labelled scans, or hold out more of them (scripts.dataset_json)",
+            "%d held-out scans are few to tell backbones apart, and an interval over them says little; add labelled "
+            "scans, or hold out more of them (scripts.dataset_json)",
             len(held_out),
         )
     if jobs < 1:

@@ -177,6 +177,7 @@ def _interval(values: np.ndarray) -> tuple[float | None, float | None]:
     """95% interval of the macro mean over resampled cases; None where there is a single case."""
     if len(values) < 2:
         return None, None
+    # not scipy's bootstrap, which knows no resamples to leave out; the same numbers where there are none
     chosen = np.random.default_rng(0).integers(0, len(values), (RESAMPLES, len(values)))
     low, high = np.nanpercentile(_macro_mean(values[chosen]), [2.5, 97.5])
     return float(low), float(high)

@@ -403,6 +403,7 @@ def test_a_label_nearly_on_the_grid_is_loaded_exactly_on_it(folder):
     label = write_scan(folder / "labelsTr" / "a.nii.gz", affine=rounded, dtype=np.uint8)
     item = LoadScand(["image", "label"])(read_datalist(folder)[0])
     np.testing.assert_array_equal(item["label"].affine.numpy(), np.eye(4))
+    assert LoadScand(["image", "label"], allow_missing_keys=True)({"case": "none"}) == {"case": "none"}
     alone = LoadScand("label")({"label": str(label)})
     np.testing.assert_allclose(alone["label"].affine.numpy(), rounded)
 
